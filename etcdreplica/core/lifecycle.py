@@ -1,0 +1,40 @@
+"""The life of a replica on its host as one table; docs/state-machines.md is generated from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from etcdreplica.model import ReplicaState as S
+
+TRANSITIONS: Mapping[S, frozenset[S]] = {
+    S.STARTING: frozenset({S.STANDBY, S.READY, S.RUNNING, S.STOPPING, S.DONE, S.REFUSED, S.ENDED}),
+    S.STANDBY: frozenset({S.STARTING, S.STOPPING, S.REFUSED, S.ENDED}),
+    S.READY: frozenset({S.RUNNING, S.STOPPING, S.ENDED}),
+    S.RUNNING: frozenset({S.STOPPING, S.DONE, S.ENDED}),
+    S.STOPPING: frozenset({S.DONE, S.ENDED}),
+    S.DONE: frozenset({S.ENDED}),
+    S.REFUSED: frozenset({S.ENDED}),
+    S.ENDED: frozenset(),
+}
+
+PROMOTABLE = frozenset({S.STANDBY, S.READY, S.RUNNING})
+"""States in which a backup can take over without waiting for anything."""
+
+
+class IllegalTransitionError(AssertionError):
+    """A replica was moved where its life cannot go: a bug of ours."""
+
+
+def advance(current: S, new: S) -> S:
+    """Return `new` if a replica may go there from `current`; staying is always allowed."""
+    if new is not current and new not in TRANSITIONS[current]:
+        raise IllegalTransitionError(f"a replica cannot go from {current} to {new}")
+    return new
+
+
+def diagram() -> str:
+    """Return the table as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {S.STARTING}"]
+    lines += [f"    {a} --> {b}" for a in S for b in S if b in TRANSITIONS[a]]
+    lines += [f"    {state} --> [*]" for state in S if not TRANSITIONS[state]]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,100 @@
+"""What the elected roles know of the cluster: a plain picture, kept up to date change by change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from attrs import Factory, define, frozen
+
+from etcdreplica.model import Assignment, Failure, Host, Registration, Replica, Seat
+
+
+@frozen
+class HostView:
+    """A host that is up. `session` changes when the host's WatchDog starts anew."""
+
+    host: Host
+    session: int
+
+
+@define
+class AppView:
+    """All that is known of one application."""
+
+    name: str
+    registration: Registration | None = None
+    registration_revision: int = 0
+    assignment: Assignment | None = None
+    assignment_revision: int = 0
+    successions: dict[str, tuple[int, int]] = Factory(dict)  # by host: (incarnation that died, mod revision)
+    replicas: dict[str, Replica] = Factory(dict)  # by host
+    failures: dict[int, Failure] = Factory(dict)  # by incarnation
+    history: set[int] = Factory(set)
+    corrupt: dict[str, str] = Factory(dict)
+
+    def replica(self, seat: Seat) -> Replica | None:
+        """Return what its host reports of this very seat."""
+        replica = self.replicas.get(seat.host)
+        return replica if replica and replica.incarnation == seat.incarnation else None
+
+    def is_empty(self) -> bool:
+        """Whether nothing of the application is left in etcd."""
+        return not (self.registration or self.assignment or self.replicas or self.failures or self.corrupt)
+
+
+@define
+class ClusterView:
+    """All applications and hosts at one revision."""
+
+    revision: int = 0
+    hosts: dict[str, HostView] = Factory(dict)
+    apps: dict[str, AppView] = Factory(dict)
+    seats: Counter[str] = Factory(Counter)  # how many seats each host has
+
+    def app(self, name: str) -> AppView:
+        """Return the view of an application, new if need be."""
+        return self.apps.get(name) or self.apps.setdefault(name, AppView(name))
+
+    def apply(self, kind: str, names: tuple[str, ...], value: Any, revision: int, created: int, error: str = "") -> set[str]:
+        """Take one change; `value` None deletes, `error` says that the value cannot be read. Return the apps touched."""
+        if kind == "hosts":
+            if value is None:
+                self.hosts.pop(names[0], None)
+            else:
+                self.hosts[names[0]] = HostView(value, created)
+            return set(self.apps)
+        if kind in ("leaders", "placements"):
+            return set()
+        name = names[1] if kind == "successions" else names[0]
+        app = self.app(name)
+        label = "/".join((kind, *names))
+        if error:
+            app.corrupt[label] = error
+            return {name}
+        app.corrupt.pop(label, None)
+        self._apply_to(app, kind, names, value, revision)
+        if app.is_empty():
+            del self.apps[name]
+        return {name}
+
+    def _apply_to(self, app: AppView, kind: str, names: tuple[str, ...], value: Any, revision: int) -> None:
+        if kind == "registrations":
+            app.registration, app.registration_revision = value, revision if value else 0
+        elif kind == "assignments":
+            self.seats.subtract(seat.host for seat in (app.assignment.seats if app.assignment else ()))
+            app.assignment, app.assignment_revision = value, revision if value else 0
+            self.seats.update(seat.host for seat in (app.assignment.seats if app.assignment else ()))
+        elif kind == "history":
+            (app.history.discard if value is None else app.history.add)(int(names[1]))
+        else:
+            held: dict[Any, Any]
+            held, key, item = {
+                "successions": (app.successions, names[0], value and (value.incarnation, revision)),
+                "replicas": (app.replicas, names[1], value),
+                "failures": (app.failures, names[1].isdigit() and int(names[1]), value),
+            }[kind]
+            if item is None:
+                held.pop(key, None)
+            else:
+                held[key] = item

@@ -1,0 +1,60 @@
+"""Every error etcdreplica raises, in one tree.
+
+`UsageError` and its children mean the caller can fix it here; the other branches mean that something elsewhere failed.
+A message says what happened, to what, and what the person can do about it. Errors of etcd and gRPC are translated where
+they enter (`etcdreplica.store`) and never leave it.
+"""
+
+from __future__ import annotations
+
+
+class EtcdReplicaError(Exception):
+    """Root of all errors of this package."""
+
+
+class UsageError(EtcdReplicaError, ValueError):
+    """A call or an option is wrong; nothing was changed."""
+
+
+class ConfigurationError(UsageError):
+    """A setting, or a set of settings that must fit together, is wrong; the message names the rule."""
+
+
+class NoWatchDogError(EtcdReplicaError, ConnectionError):
+    """No WatchDog answers on this host, or it went away while it was needed."""
+
+
+class RefusedError(EtcdReplicaError):
+    """The WatchDog or the cluster refuses the request; nothing was changed."""
+
+
+class ProtocolError(EtcdReplicaError):
+    """A peer on the local socket sent something that is not the protocol, or another version of it."""
+
+
+class HostNameTakenError(EtcdReplicaError):
+    """Another live WatchDog already serves this host name."""
+
+
+class StoreError(EtcdReplicaError):
+    """Base of what can go wrong with etcd."""
+
+
+class StoreUnavailableError(StoreError):
+    """No endpoint answered in time. A write may or may not have happened: read before deciding again."""
+
+
+class StoreDeniedError(StoreError):
+    """etcd refuses the user, the password or the permission."""
+
+
+class CorruptValueError(StoreError):
+    """A value in etcd is not what its key promises; the message names the key."""
+
+
+class LeaseLostError(StoreError):
+    """A lease expired or was revoked; everything held under it is gone."""
+
+
+class LeadershipLostError(StoreError):
+    """A fenced write found that the writer is no longer the elected one; nothing was written."""

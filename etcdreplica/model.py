@@ -1,0 +1,313 @@
+"""Records and enums shared by all parts; no I/O. `docs/glossary.md` explains the words.
+
+Every record that stands in etcd is a frozen attrs class here; its JSON has the same field names. New fields need a
+default, so that old values stay readable. Fields ending in `_at` are CLOCK_BOOTTIME seconds of the host that wrote them,
+fields ending in `_wall` are Unix time for people; neither decides anything on another host.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+
+from attrs import Factory, evolve, field, frozen
+
+from etcdreplica.errors import UsageError
+
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+MAX_DEGREE = 30
+
+
+class Style(enum.StrEnum):
+    """What backups do while they are backups."""
+
+    COLD = "cold"
+    WARM = "warm"
+    HOT = "hot"
+
+
+class Role(enum.StrEnum):
+    """What a replica is to its application."""
+
+    PRIMARY = "primary"
+    BACKUP = "backup"
+
+
+class Keep(enum.StrEnum):
+    """Whether a body that returns ends the application."""
+
+    UNTIL_DONE = "until-done"
+    ALWAYS = "always"
+
+
+class ReplicaState(enum.StrEnum):
+    """What the WatchDog last saw of a replica; transitions stand in `core.lifecycle`."""
+
+    STARTING = "starting"
+    STANDBY = "standby"  # cold backup: the program was checked, nothing runs
+    READY = "ready"  # warm backup: loaded, waiting inside the decorated call
+    RUNNING = "running"  # the body runs
+    STOPPING = "stopping"
+    DONE = "done"  # the body returned
+    REFUSED = "refused"  # this host cannot run the program
+    ENDED = "ended"
+
+
+class AssignmentState(enum.StrEnum):
+    """What the ReplicaManager is doing with an application."""
+
+    PENDING = "pending"  # no host can be primary yet
+    ACTIVE = "active"
+    BACKING_OFF = "backing-off"  # failed too often too soon; the next start waits
+    COMPLETED = "completed"
+    REMOVING = "removing"
+
+
+class FailureKind(enum.StrEnum):
+    """Why a replica ended. A handover is planned; everything else is a failure."""
+
+    EXIT = "exit"  # the process ended or the body raised
+    HOST = "host"  # the host lease ended
+    LOST = "lost"  # the host is up but the replica is not there
+    FENCED = "fenced"  # its lease ran out, so its own WatchDog killed it
+    REFUSED = "refused"  # the host cannot run the program
+    RETURNED = "returned"  # the body returned although keep="always"
+    HANDOVER = "handover"
+
+
+def check_name(what: str, name: object) -> str:
+    """Return `name` if it can stand in a key and a file name, else raise `UsageError`."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UsageError(
+            f"bad {what} {name!r}: use 1 to 63 letters, digits, '.', '_' or '-', beginning and ending with a letter or digit"
+        )
+    return name
+
+
+def parse_style(value: object) -> Style:
+    """Turn a word of the user into a `Style`."""
+    try:
+        return Style(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise UsageError(f"unknown style {value!r}: use one of {', '.join(Style)}") from None
+
+
+@frozen
+class Program:
+    """How to start one copy of an application. `needs` are paths that must exist on a host that runs it."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    env: Mapping[str, str] = Factory(dict)
+    needs: tuple[str, ...] = ()
+
+
+@frozen
+class Override:
+    """What differs on one host. `python` replaces the interpreter, `argv` the whole command, `env` adds to the rest."""
+
+    argv: tuple[str, ...] | None = None
+    python: str | None = None
+    cwd: str | None = None
+    env: Mapping[str, str] = Factory(dict)
+
+    def apply(self, program: Program) -> Program:
+        """Return the program as this host runs it."""
+        argv = self.argv or program.argv
+        if self.python:
+            argv = (self.python, *argv[1:])
+        return Program(
+            argv=argv,
+            cwd=self.cwd or program.cwd,
+            env={**program.env, **self.env},
+            needs=() if self.argv or self.cwd else program.needs,
+        )
+
+
+@frozen
+class Registration:
+    """How an application is to be protected.
+
+    `hosts` empty means any host; `labels` must all be present on a host; `origin` is the host whose process registered
+    it and becomes the first primary, if it is still there.
+    """
+
+    name: str = field()
+    style: Style
+    degree: int = field()
+    program: Program
+    hosts: tuple[str, ...] = ()
+    labels: Mapping[str, str] = Factory(dict)
+    keep: Keep = Keep.UNTIL_DONE
+    stop_timeout_s: float = field(default=10.0)
+    overrides: Mapping[str, Override] = Factory(dict)
+    origin: str | None = None
+
+    @name.validator
+    def _check_name(self, _: object, value: object) -> None:
+        check_name("application name", value)
+
+    @degree.validator
+    def _check_degree(self, _: object, value: object) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_DEGREE:
+            raise UsageError(f"bad degree {value!r}: it is the number of copies, a whole number from 1 to {MAX_DEGREE}")
+        if self.hosts and value > len(set(self.hosts)):
+            raise UsageError(f"degree {value} cannot be met on {len(set(self.hosts))} host(s): name more hosts or lower it")
+
+    @stop_timeout_s.validator
+    def _check_stop_timeout(self, _: object, value: float) -> None:
+        if not 0 <= value <= 3600:
+            raise UsageError(f"bad stop_timeout {value!r}: seconds from 0 to 3600")
+
+    def __attrs_post_init__(self) -> None:
+        for host in (*self.hosts, *self.overrides):
+            check_name("host name", host)
+
+    def differences(self, other: Registration) -> list[str]:
+        """Name the settings that differ, as people read them; the environment and the origin do not count."""
+        mine, theirs = ((r.style, r.degree, r.hosts, r.labels, r.keep, r.stop_timeout_s, r.overrides) for r in (self, other))
+        names = ("style", "degree", "hosts", "labels", "keep", "stop_timeout_s", "overrides")
+        found = [f"{n} {a!s} -> {b!s}" for n, a, b in zip(names, mine, theirs, strict=True) if a != b]
+        if (self.program.argv, self.program.cwd) != (other.program.argv, other.program.cwd):
+            found.append(f"program {' '.join(self.program.argv)} -> {' '.join(other.program.argv)}")
+        return found
+
+
+@frozen
+class Host:
+    """One host that is up, written by its WatchDog under the host lease."""
+
+    address: str
+    pid: int
+    labels: Mapping[str, str] = Factory(dict)
+    capacity: int = 100
+    version: str = ""
+    started_wall: float = 0.0
+
+
+@frozen
+class Seat:
+    """A place for one replica. A host runs an incarnation at most once; `session` is the host's stay it was given to.
+
+    `session` is the create revision of the host's key: after a restart the host has another one, and seats of the old
+    stay are void.
+    """
+
+    host: str
+    session: int
+    incarnation: int
+
+
+@frozen
+class Assignment:
+    """What should be: written by the ReplicaManager only. Both counters begin at an etcd revision, so no value returns.
+
+    `successor` is the backup that takes over at `epoch + 1` when the primary's WatchDog reports the primary dead, without
+    waiting for a manager (docs/decisions.md 1).
+    """
+
+    epoch: int
+    incarnation: int
+    registration_revision: int
+    state: AssignmentState
+    primary: Seat | None = None
+    backups: tuple[Seat, ...] = ()
+    successor: str | None = None
+    degraded: bool = False
+    reason: str = ""
+    strikes: int = 0
+    refusals: Mapping[str, str] = Factory(dict)
+    changed_wall: float = field(default=0.0, eq=False)
+
+    @property
+    def seats(self) -> tuple[Seat, ...]:
+        """The primary first, then the backups in order of promotion."""
+        return ((self.primary,) if self.primary else ()) + self.backups
+
+    def placement(self, seat: Seat) -> Placement:
+        """The part of this assignment that the seat's host must make true."""
+        primary = seat == self.primary
+        return Placement(
+            role=Role.PRIMARY if primary else Role.BACKUP,
+            epoch=self.epoch,
+            incarnation=seat.incarnation,
+            session=seat.session,
+            registration_revision=self.registration_revision,
+            successor=self.successor if primary else None,
+        )
+
+
+@frozen
+class Placement:
+    """What one host must make true for one application. Its mod revision is that of the assignment."""
+
+    role: Role
+    epoch: int
+    incarnation: int
+    session: int
+    registration_revision: int
+    successor: str | None = None
+
+    def promoted(self) -> Placement:
+        """This placement after the host has succeeded a dead primary."""
+        return evolve(self, role=Role.PRIMARY, epoch=self.epoch + 1, successor=None)
+
+
+@frozen
+class Replica:
+    """What is: one replica as its WatchDog sees it, under the application lease."""
+
+    incarnation: int
+    epoch: int
+    role: Role
+    state: ReplicaState
+    pid: int | None = None
+    endpoint: str | None = None
+    decided_at: float | None = None  # when this WatchDog learned of the promotion
+    promoted_at: float | None = None  # when it told the process
+    body_at: float | None = None  # when the body began to run as primary
+    progress_at: float | None = None  # last heartbeat of the body
+
+
+@frozen
+class Failure:
+    """Why a replica ended, written by its WatchDog, or by the SuperWatchDog for a lost host."""
+
+    host: str
+    incarnation: int
+    epoch: int
+    role: Role
+    kind: FailureKind
+    reason: str
+    by: str
+    uptime_s: float | None = None  # how long the body had run
+    detected_at: float = 0.0
+    wall: float = 0.0
+
+
+@frozen
+class Succession:
+    """The promotion of a successor, written together with the failure of the primary it follows."""
+
+    epoch: int
+    incarnation: int  # of the replica that died
+
+
+@frozen
+class Event:
+    """One fail-over or replacement, kept for people in `history/`."""
+
+    failure: Failure
+    epoch: int
+    primary: str | None
+    action: str
+    wall: float
+
+
+@frozen
+class Leader:
+    """Who holds, or waits for, an elected role."""
+
+    host: str
+    pid: int

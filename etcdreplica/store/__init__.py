@@ -1,0 +1,33 @@
+"""Everything that touches etcd; nothing else in the package imports it or gRPC for it.
+
+`Store` reads, writes and follows typed records; `LeaseKeeper` renews leases on one stream; `Election` chooses a leader
+whose writes are fenced. Errors of gRPC and etcd leave as `errors.StoreError`.
+"""
+
+from etcdreplica.store.channel import EtcdOptions
+from etcdreplica.store.election import Election
+from etcdreplica.store.keys import Corrupt, Entry, Key, Keyspace, Kind
+from etcdreplica.store.leases import Lease, LeaseKeeper
+from etcdreplica.store.store import Changes, Snapshot, Store
+from etcdreplica.store.txn import Delete, Exists, Put, Txn, TxnResult, Unchanged
+
+__all__ = [
+    "Changes",
+    "Corrupt",
+    "Delete",
+    "Election",
+    "Entry",
+    "EtcdOptions",
+    "Exists",
+    "Key",
+    "Keyspace",
+    "Kind",
+    "Lease",
+    "LeaseKeeper",
+    "Put",
+    "Snapshot",
+    "Store",
+    "Txn",
+    "TxnResult",
+    "Unchanged",
+]

@@ -1,0 +1,219 @@
+"""One gRPC channel to etcd that survives the loss of an endpoint, with TLS and a password if asked.
+
+gRPC's own balancing does not mix host names, TLS names and several endpoints well, so the channel talks to one endpoint
+at a time and moves to the next when a call fails there. A write is never repeated by itself: when its answer is lost it
+may have happened, and only the caller can tell whether to read or to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+from aetcd.rpc import rpc_pb2 as rpc
+from aetcd.rpc import rpc_pb2_grpc as stubs
+from attrs import field, frozen
+
+from etcdreplica.errors import ConfigurationError, StoreDeniedError, StoreError, StoreUnavailableError
+
+log = logging.getLogger(__name__)
+
+_UNAVAILABLE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+# Pings keep a silent stream honest: a dead peer is noticed after at most their sum. etcd refuses pings closer than 5 s.
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 256 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@frozen
+class EtcdOptions:
+    """How to reach etcd. Endpoints are `host:port`; the files are PEM paths; no file means no TLS."""
+
+    endpoints: tuple[str, ...] = field(default=("127.0.0.1:2379",))
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    timeout_s: float = 2.0  # of one attempt of one call
+
+    def __attrs_post_init__(self) -> None:
+        if not self.endpoints:
+            raise ConfigurationError("no etcd endpoint given: name at least one HOST:PORT")
+        for endpoint in self.endpoints:
+            host, _, port = endpoint.rpartition(":")
+            if not host or not port.isdigit() or "/" in endpoint:
+                raise ConfigurationError(f"bad etcd endpoint {endpoint!r}: write it HOST:PORT, without http://")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ConfigurationError("a TLS client certificate needs both the certificate file and the key file")
+        if bool(self.user) != bool(self.password):
+            raise ConfigurationError("an etcd user needs a password, and a password a user")
+
+
+class EtcdChannel:
+    """Calls to whichever endpoint answers. Make one in the loop that uses it, and close it there."""
+
+    def __init__(self, options: EtcdOptions) -> None:
+        self.options = options
+        self._credentials = _credentials(options)
+        self._index = 0
+        self._open: grpc.aio.Channel | None = None
+        self._retired: list[grpc.aio.Channel] = []
+        self._token: str | None = None
+        self._authenticating = asyncio.Lock()
+        self._calls: dict[str, Any] = {}
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint in use."""
+        return self.options.endpoints[self._index]
+
+    async def close(self) -> None:
+        """Close all connections; calls under way fail."""
+        channels, self._retired = [*self._retired, *([self._open] if self._open else [])], []
+        self._open = None
+        self._calls.clear()
+        for channel in channels:
+            await channel.close()
+
+    async def call(self, name: str, request: Any, *, repeat: bool = False, timeout_s: float | None = None) -> Any:
+        """Make one unary call, as `KV.Range`. `repeat` tries every endpoint once; only reads may ask for it.
+
+        Raises StoreUnavailableError when no answer came, StoreDeniedError, or StoreError with etcd's words.
+        """
+        attempts = len(self.options.endpoints) + 1 if repeat else 1
+        for attempt in range(attempts):
+            try:
+                return await self._attempt(name, request, timeout_s or self.options.timeout_s)
+            except StoreUnavailableError:
+                if attempt == attempts - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, name: str, request: Any, timeout_s: float) -> Any:
+        used = self._connection()
+        for fresh in (False, True):
+            metadata = await self._metadata(renew=fresh)
+            call = self._calls.get(name) or self._calls.setdefault(name, _method(used, name))
+            try:
+                return await call(request, timeout=timeout_s, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                if not (self._token and not fresh and _token_expired(error)):
+                    self._fail(used, error)
+        raise AssertionError("unreachable")
+
+    async def stream(
+        self, name: str, requests: AsyncIterator[Any], silence_s: Callable[[], float | None]
+    ) -> AsyncIterator[Any]:
+        """Open a bidirectional stream, as `Watch.Watch`, and yield its answers until it ends or fails.
+
+        No answer for `silence_s()` seconds is a failure too: a stopped peer keeps its connections open.
+        """
+        used = self._connection()
+        metadata = (*(await self._metadata()), ("hasleader", "true"))
+        call = _method(used, name)(requests, metadata=metadata)
+        try:
+            while True:
+                async with asyncio.timeout(silence_s()):
+                    answer = await call.read()
+                if answer is grpc.aio.EOF:
+                    return
+                yield answer
+        except TimeoutError:
+            endpoint = self.endpoint
+            self._rotate(used)
+            raise StoreUnavailableError(f"etcd at {endpoint} is silent") from None
+        except grpc.aio.AioRpcError as error:
+            if self._token and _token_expired(error):
+                self._token = None
+            self._fail(used, error)
+        finally:
+            call.cancel()
+
+    def _connection(self) -> grpc.aio.Channel:
+        if self._open is None:
+            target = self.endpoint
+            if self._credentials is None:
+                self._open = grpc.aio.insecure_channel(target, options=_OPTIONS)
+            else:
+                self._open = grpc.aio.secure_channel(target, self._credentials, options=_OPTIONS)
+        return self._open
+
+    def _rotate(self, used: grpc.aio.Channel) -> None:
+        if used is not self._open:
+            return  # another call has already moved on
+        if len(self.options.endpoints) == 1:
+            return  # gRPC reconnects by itself
+        self._index = (self._index + 1) % len(self.options.endpoints)
+        self._open = None
+        self._calls.clear()
+        self._retired.append(used)
+        log.warning("etcd endpoint lost, trying %s", self.endpoint)
+        if len(self._retired) > len(self.options.endpoints):
+            oldest = self._retired.pop(0)
+            asyncio.get_running_loop().create_task(oldest.close())  # noqa: RUF006  (nothing waits for it)
+
+    def _fail(self, used: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> NoReturn:
+        code, text = error.code(), error.details() or ""
+        if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED) or "auth" in text.lower():
+            raise StoreDeniedError(f"etcd at {self.endpoint} refuses: {text}") from None
+        if code in _UNAVAILABLE:
+            endpoint = self.endpoint
+            self._rotate(used)
+            raise StoreUnavailableError(f"etcd at {endpoint} does not answer ({code.name.lower()}: {text})") from None
+        raise StoreError(f"etcd at {self.endpoint} answered {code.name.lower()}: {text}") from None
+
+    async def _metadata(self, *, renew: bool = False) -> tuple[tuple[str, str], ...]:
+        if not self.options.user:
+            return ()
+        async with self._authenticating:
+            if self._token is None or renew:
+                self._token = None
+                request = rpc.AuthenticateRequest(name=self.options.user, password=self.options.password)
+                used = self._connection()
+                try:
+                    answer = await _method(used, "Auth.Authenticate")(request, timeout=self.options.timeout_s)
+                except grpc.aio.AioRpcError as error:
+                    self._fail(used, error)
+                self._token = answer.token
+            return (("token", self._token or ""),)
+
+
+def _method(channel: grpc.aio.Channel, name: str) -> Callable[..., Any]:
+    service, method = name.split(".")
+    return getattr(getattr(stubs, f"{service}Stub")(channel), method)  # type: ignore[no-any-return]
+
+
+def _token_expired(error: grpc.aio.AioRpcError) -> bool:
+    return error.code() == grpc.StatusCode.UNAUTHENTICATED or "invalid auth token" in (error.details() or "")
+
+
+def _credentials(options: EtcdOptions) -> grpc.ChannelCredentials | None:
+    if not (options.ca_file or options.cert_file):
+        return None
+
+    def read(path: str | None) -> bytes | None:
+        try:
+            return Path(path).read_bytes() if path else None
+        except OSError as error:
+            raise ConfigurationError(f"cannot read the TLS file {path}: {error.strerror}") from None
+
+    return grpc.ssl_channel_credentials(read(options.ca_file), read(options.key_file), read(options.cert_file))

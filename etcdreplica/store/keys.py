@@ -1,0 +1,110 @@
+"""Every key in etcd and the record that stands under it; the one place that turns both into bytes and back.
+
+Keys are `/etcdreplica/<cluster>/<kind>/<name>[/<name>]`. A value that does not decode is not an exception here: it
+arrives as `Corrupt`, naming its key, so that one bad value stops one application and no loop.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+from attrs import frozen
+
+from etcdreplica import model
+
+
+class Kind(enum.StrEnum):
+    """The first part of a key after the cluster."""
+
+    HOSTS = "hosts"  # <host>, host lease
+    REGISTRATIONS = "registrations"  # <app>
+    ASSIGNMENTS = "assignments"  # <app>
+    PLACEMENTS = "placements"  # <host>/<app>
+    SUCCESSIONS = "successions"  # <host>/<app>, written by the WatchDog of the primary that died
+    REPLICAS = "replicas"  # <app>/<host>, application lease
+    FAILURES = "failures"  # <app>/<incarnation>
+    HISTORY = "history"  # <app>/<incarnation>
+    LEADERS = "leaders"  # <role>/<lease>, candidate's lease
+
+
+RECORDS: dict[Kind, type[Any]] = {
+    Kind.HOSTS: model.Host,
+    Kind.REGISTRATIONS: model.Registration,
+    Kind.ASSIGNMENTS: model.Assignment,
+    Kind.PLACEMENTS: model.Placement,
+    Kind.SUCCESSIONS: model.Succession,
+    Kind.REPLICAS: model.Replica,
+    Kind.FAILURES: model.Failure,
+    Kind.HISTORY: model.Event,
+    Kind.LEADERS: model.Leader,
+}
+_DECODERS = {kind: msgspec.json.Decoder(record) for kind, record in RECORDS.items()}
+_ENCODE = msgspec.json.Encoder().encode
+
+
+@frozen
+class Key:
+    """A key within a cluster."""
+
+    kind: Kind
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "/".join((self.kind, *self.names))
+
+
+@frozen
+class Corrupt:
+    """Stands in the place of a record that could not be read."""
+
+    error: str
+
+
+@frozen
+class Entry:
+    """One key with its record. `value` is None in a change that deleted the key."""
+
+    key: Key
+    value: Any
+    mod_revision: int
+    create_revision: int = 0
+    lease: int = 0
+
+
+class Keyspace:
+    """The keys of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        self.cluster = model.check_name("cluster name", cluster)
+        self.root = f"/etcdreplica/{cluster}/"
+
+    def path(self, key: Key) -> bytes:
+        """Return the key's bytes in etcd."""
+        return f"{self.root}{key}".encode()
+
+    def prefix(self, kind: Kind | None = None, *names: str) -> bytes:
+        """Return the prefix under which all keys of a kind, or of a kind and first names, stand."""
+        return (self.root + "".join(f"{part}/" for part in (kind, *names) if part)).encode()
+
+    def parse(self, path: bytes) -> Key | None:
+        """Return the key, or None for one that no version of this package we know of wrote."""
+        kind, *names = path.decode(errors="replace").removeprefix(self.root).split("/")
+        try:
+            return Key(Kind(kind), tuple(names)) if names else None
+        except ValueError:
+            return None
+
+
+def encode(value: Any) -> bytes:
+    """Turn a record into JSON."""
+    return _ENCODE(value)
+
+
+def decode(key: Key, data: bytes) -> Any:
+    """Turn JSON back into the record that the key promises, or `Corrupt`."""
+    try:
+        return _DECODERS[key.kind].decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return Corrupt(f"the value of {key} in etcd is corrupt: {error}")

@@ -1,0 +1,151 @@
+"""Leases of a process, all renewed on one stream.
+
+A lease counts from when its renewal was *sent*: etcd may have received it at any moment after that, so what etcd grants
+ends no earlier than `deadline`. Whoever holds something under a lease must have let go of it by then; `Lease.lost` says
+when that is, without asking etcd. A lost lease never comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aetcd.rpc import rpc_pb2 as rpc
+
+from etcdreplica.clock import Clock, boottime
+from etcdreplica.errors import StoreError
+from etcdreplica.store.channel import EtcdChannel
+
+log = logging.getLogger(__name__)
+
+RENEWALS_PER_TTL = 3
+RECONNECT_S = 0.1
+
+
+class Lease:
+    """One lease. `deadline` is on the keeper's clock; `lost` is done once the lease cannot be relied on."""
+
+    def __init__(self, lease_id: int, ttl_s: float, sent_at: float) -> None:
+        self.id = lease_id
+        self.ttl_s = ttl_s
+        self.deadline = sent_at + ttl_s
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.renew_at = sent_at + ttl_s / RENEWALS_PER_TTL
+        self.sent: deque[float] = deque()
+
+    def lose(self, reason: str) -> None:
+        """Mark the lease as lost."""
+        if not self.lost.done():
+            self.lost.set_result(reason)
+
+    def confirm(self, ttl_s: float) -> None:
+        """Take the answer to the oldest renewal under way."""
+        if self.sent:
+            self.deadline = max(self.deadline, self.sent.popleft() + ttl_s)
+
+
+class LeaseKeeper:
+    """Grants, renews and revokes the leases of this process."""
+
+    def __init__(self, channel: EtcdChannel, clock: Clock = boottime) -> None:
+        self._channel = channel
+        self._clock = clock
+        self._leases: dict[int, Lease] = {}
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def grant(self, ttl_s: float) -> Lease:
+        """Ask etcd for a lease; etcd may grant a longer one than asked for.
+
+        Raises StoreError; a grant whose answer was lost expires by itself.
+        """
+        sent_at = self._clock()
+        answer = await self._channel.call("Lease.LeaseGrant", rpc.LeaseGrantRequest(TTL=max(1, round(ttl_s))))
+        lease = Lease(answer.ID, float(answer.TTL), sent_at)
+        self._leases[lease.id] = lease
+        self._changed.set()
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._expire())]
+        return lease
+
+    async def revoke(self, lease: Lease) -> None:
+        """Give a lease up: its keys vanish at once. An already expired one is no error."""
+        self._leases.pop(lease.id, None)
+        lease.lose("revoked")
+        await self.revoke_id(lease.id)
+
+    async def revoke_id(self, lease_id: int) -> None:
+        """Give up a lease of another process of this host that is known to be dead."""
+        try:
+            await self._channel.call("Lease.LeaseRevoke", rpc.LeaseRevokeRequest(ID=lease_id))
+        except StoreError as error:
+            if "not found" not in str(error):
+                raise
+
+    async def close(self) -> None:
+        """Stop renewing. The leases then expire by themselves unless they were revoked."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+
+    async def _renew(self) -> None:
+        while True:
+            for lease in self._leases.values():
+                lease.sent.clear()
+            requests = self._requests()
+            try:
+                async for answer in self._channel.stream("Lease.LeaseKeepAlive", requests, self._longest_silence):
+                    self._take(answer)
+            except StoreError as error:
+                log.debug("lease stream lost: %s", error)
+            finally:
+                await requests.aclose()
+            await asyncio.sleep(RECONNECT_S * (0.5 + random.random()))  # noqa: S311  (jitter, not a secret)
+
+    async def _requests(self) -> AsyncIterator[Any]:
+        first = True
+        while True:
+            self._changed.clear()
+            now = self._clock()
+            for lease in list(self._leases.values()):
+                if first or lease.renew_at <= now:
+                    sent_at = self._clock()
+                    lease.sent.append(sent_at)
+                    lease.renew_at = sent_at + lease.ttl_s / RENEWALS_PER_TTL
+                    yield rpc.LeaseKeepAliveRequest(ID=lease.id)
+            first = False
+            await self._wait_until(min((lease.renew_at for lease in self._leases.values()), default=None))
+
+    async def _expire(self) -> None:
+        while True:
+            self._changed.clear()
+            for lease in list(self._leases.values()):
+                if lease.deadline <= self._clock():
+                    del self._leases[lease.id]
+                    lease.lose(f"not renewed for {lease.ttl_s:g} s")
+            await self._wait_until(min((lease.deadline for lease in self._leases.values()), default=None))
+
+    async def _wait_until(self, at: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), None if at is None else max(0.0, at - self._clock()) + 0.001)
+
+    def _take(self, answer: Any) -> None:
+        lease = self._leases.get(answer.ID)
+        if lease is None:
+            return
+        if answer.TTL <= 0:
+            del self._leases[lease.id]
+            lease.lose("etcd says it has expired")
+        else:
+            lease.confirm(float(answer.TTL))
+
+    def _longest_silence(self) -> float | None:
+        return min((lease.ttl_s / 2 for lease in self._leases.values()), default=None)
