@@ -49,7 +49,6 @@ class ReplicaState(enum.StrEnum):
     READY = "ready"  # warm backup: loaded, waiting inside the decorated call
     RUNNING = "running"  # the body runs
     STOPPING = "stopping"
-    DONE = "done"  # the body returned
     REFUSED = "refused"  # this host cannot run the program
     ENDED = "ended"
 
@@ -65,7 +64,9 @@ class AssignmentState(enum.StrEnum):
 
 
 class FailureKind(enum.StrEnum):
-    """Why a replica ended. A handover is planned; everything else is a failure."""
+    """Why a replica ended. "done" and "handover" are planned; everything else is a failure."""
+
+    DONE = "done"  # the body returned: the application is complete
 
     EXIT = "exit"  # the process ended or the body raised
     HOST = "host"  # the host lease ended
@@ -233,7 +234,6 @@ class Assignment:
             epoch=self.epoch,
             incarnation=seat.incarnation,
             session=seat.session,
-            registration_revision=self.registration_revision,
             successor=self.successor if primary else None,
         )
 
@@ -246,7 +246,6 @@ class Placement:
     epoch: int
     incarnation: int
     session: int
-    registration_revision: int
     successor: str | None = None
 
     def promoted(self) -> Placement:
@@ -272,7 +271,7 @@ class Replica:
 
 @frozen
 class Failure:
-    """Why a replica ended, written by its WatchDog, or by the SuperWatchDog for a lost host."""
+    """How a replica ended, written by its WatchDog, or by the SuperWatchDog for a lost host."""
 
     host: str
     incarnation: int

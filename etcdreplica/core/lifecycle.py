@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from etcdreplica.model import ReplicaState as S
 
 TRANSITIONS: Mapping[S, frozenset[S]] = {
-    S.STARTING: frozenset({S.STANDBY, S.READY, S.RUNNING, S.STOPPING, S.DONE, S.REFUSED, S.ENDED}),
+    S.STARTING: frozenset({S.STANDBY, S.READY, S.RUNNING, S.STOPPING, S.REFUSED, S.ENDED}),
     S.STANDBY: frozenset({S.STARTING, S.STOPPING, S.REFUSED, S.ENDED}),
     S.READY: frozenset({S.RUNNING, S.STOPPING, S.ENDED}),
-    S.RUNNING: frozenset({S.STOPPING, S.DONE, S.ENDED}),
-    S.STOPPING: frozenset({S.DONE, S.ENDED}),
-    S.DONE: frozenset({S.ENDED}),
+    S.RUNNING: frozenset({S.STOPPING, S.ENDED}),
+    S.STOPPING: frozenset({S.ENDED}),
     S.REFUSED: frozenset({S.ENDED}),
     S.ENDED: frozenset(),
 }

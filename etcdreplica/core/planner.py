@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attrs import Factory, define, evolve, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from etcdreplica.core.lifecycle import PROMOTABLE
 from etcdreplica.core.restarts import RestartPolicy, restart_delay_s, strikes_after
@@ -34,7 +34,7 @@ HISTORY_KEPT = 20
 class PlannerSettings:
     """Seconds throughout."""
 
-    restart: RestartPolicy = RestartPolicy()
+    restart: RestartPolicy = Factory(RestartPolicy)
     start_grace_s: float = 15.0  # a host that is up shows a replica it was given within this
     refusal_retry_s: float = 30.0  # a host that refused the program is asked again after this
     failed_host_s: float = 60.0  # a host where the application just failed is chosen last
@@ -50,6 +50,10 @@ class Memory:
     running_since: tuple[int, float] | None = None
     primary_hold_until: float | None = None
     backup_hold_until: float | None = None
+
+    def clear(self) -> None:
+        """Begin anew, as for an application that was registered once more."""
+        self.__init__()  # type: ignore[misc]
 
 
 @frozen
@@ -69,9 +73,7 @@ class Decision:
     wake_at: float | None = None
 
 
-def decide(
-    app: AppView, cluster: ClusterView, memory: Memory, now: float, settings: PlannerSettings = PlannerSettings()
-) -> Decision:
+def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, settings: PlannerSettings) -> Decision:
     """Decide the next step for one application."""
     old, registration = app.assignment, app.registration
     if app.corrupt:
@@ -88,11 +90,12 @@ def _remove(app: AppView) -> Decision:
     if old is None:
         return Decision(Plan(None) if app.failures else None)
     if old.state is not AssignmentState.REMOVING:
-        gone = evolve(
-            old, state=AssignmentState.REMOVING, primary=None, backups=(), successor=None, reason="being removed", degraded=False
-        )
-        return Decision(Plan(gone, tuple(app.failures)))
+        return Decision(Plan(_vacated(old, AssignmentState.REMOVING, "being removed"), tuple(app.failures)))
     return Decision(Plan(None) if not app.replicas else None)
+
+
+def _vacated(assignment: Assignment, state: AssignmentState, reason: str) -> Assignment:
+    return evolve(assignment, state=state, reason=reason, primary=None, backups=(), successor=None, degraded=False)
 
 
 @define
@@ -105,16 +108,16 @@ class _Step:
     memory: Memory
     now: float
     settings: PlannerSettings
-    draft: Assignment = Assignment(0, 0, 0, AssignmentState.PENDING)
+    draft: Assignment = field(init=False)
     failures: list[Failure] = Factory(list)
     wake_at: float | None = None
-    done_on: str | None = None
+    done: bool = False
 
     def decide(self) -> Decision:
         self.draft = self._begin()
         self._take_succession()
         self._take_done()
-        if self.done_on is None:
+        if not self.done:
             self._take_failures()
             self._forget_strikes()
             self._promote()
@@ -131,7 +134,7 @@ class _Step:
             first = self.cluster.revision  # above any number an earlier application of this name has used
             return Assignment(first, first, revision, AssignmentState.PENDING)
         if old.state is AssignmentState.COMPLETED:  # registered once more
-            self.memory = Memory()
+            self.memory.clear()
             return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING)
         return evolve(old, registration_revision=revision)
 
@@ -147,19 +150,12 @@ class _Step:
             self.draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups, successor=None)
 
     def _take_done(self) -> None:
-        for seat in self.draft.seats:
-            replica = self.app.replica(seat)
-            if replica and replica.state is ReplicaState.DONE:
-                self.done_on = seat.host
-                self.draft = evolve(
-                    self.draft,
-                    state=AssignmentState.COMPLETED,
-                    primary=None,
-                    backups=(),
-                    successor=None,
-                    degraded=False,
-                    reason=f"the body returned on {seat.host}",
-                )
+        """A body that returned on any seat completes the application everywhere."""
+        incarnations = {seat.incarnation for seat in self.app.assignment.seats} if self.app.assignment else set()
+        for failure in self.app.failures.values():
+            if failure.kind is FailureKind.DONE and failure.incarnation in incarnations:
+                self.done = True
+                self.draft = _vacated(self.draft, AssignmentState.COMPLETED, f"the body returned on {failure.host}")
                 return
 
     def _take_failures(self) -> None:
@@ -215,7 +211,12 @@ class _Step:
         """A primary whose body has run for a while is healthy again."""
         draft, policy = self.draft, self.settings.restart
         replica = self.app.replica(draft.primary) if draft.primary else None
-        if draft.strikes < policy.free_strikes or draft.primary is None or not replica or replica.state is not ReplicaState.RUNNING:
+        if (
+            draft.strikes < policy.free_strikes
+            or draft.primary is None
+            or not replica
+            or replica.state is not ReplicaState.RUNNING
+        ):
             return
         if self.memory.running_since is None or self.memory.running_since[0] != replica.incarnation:
             self.memory.running_since = (replica.incarnation, self.now)
@@ -270,7 +271,7 @@ class _Step:
             host = hosts[name].host
             failed_at = self.memory.failed_at.get(name)
             failed = failed_at is not None and self.now - failed_at < self.settings.failed_host_s
-            origin = self.app.assignment is None and name == self.registration.origin
+            origin = self.draft.state is AssignmentState.PENDING and name == self.registration.origin
             load = self.cluster.seats[name] / max(1, host.capacity)
             return (not origin, failed, host.labels.get(ZONE) in zones, load, name)
 
@@ -323,7 +324,9 @@ class _Step:
             reason = f"failed {draft.strikes} times in quick succession, waiting before the next start: {last}"
         elif missing > 0:
             why = "; ".join(f"{host}: {error}" for host, error in sorted(draft.refusals.items()))
-            reason = f"{len(draft.seats)} of {degree} copies: no further host is up, allowed and able" + (f" ({why})" if why else "")
+            reason = f"{len(draft.seats)} of {degree} copies: no further host is up, allowed and able" + (
+                f" ({why})" if why else ""
+            )
         self.draft = evolve(draft, state=state, degraded=missing > 0, reason=reason)
 
     def _events(self) -> tuple[Event, ...]:
@@ -345,10 +348,9 @@ class _Step:
         self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
 
 
-def lost_seats(cluster: ClusterView) -> Iterator[tuple[str, Seat, Role]]:
-    """The SuperWatchDog's mind: every seat, as (application, seat, role), whose host is down or began a new session."""
-    for app in cluster.apps.values():
-        for seat in app.assignment.seats if app.assignment else ():
-            host = cluster.hosts.get(seat.host)
-            if (host is None or host.session != seat.session) and seat.incarnation not in app.failures:
-                yield app.name, seat, Role.PRIMARY if app.assignment and seat == app.assignment.primary else Role.BACKUP
+def lost_seats(app: AppView, cluster: ClusterView) -> Iterator[tuple[Seat, Role]]:
+    """The SuperWatchDog's mind: every seat, with its role, whose host is down or has begun a new session."""
+    for seat in app.assignment.seats if app.assignment else ():
+        host = cluster.hosts.get(seat.host)
+        if (host is None or host.session != seat.session) and seat.incarnation not in app.failures:
+            yield seat, Role.PRIMARY if app.assignment and seat == app.assignment.primary else Role.BACKUP

@@ -56,6 +56,12 @@ class ClusterView:
         """Return the view of an application, new if need be."""
         return self.apps.get(name) or self.apps.setdefault(name, AppView(name))
 
+    def clear(self) -> None:
+        """Forget everything, before a snapshot."""
+        self.hosts.clear()
+        self.apps.clear()
+        self.seats.clear()
+
     def apply(self, kind: str, names: tuple[str, ...], value: Any, revision: int, created: int, error: str = "") -> set[str]:
         """Take one change; `value` None deletes, `error` says that the value cannot be read. Return the apps touched."""
         if kind == "hosts":
@@ -78,23 +84,30 @@ class ClusterView:
             del self.apps[name]
         return {name}
 
+    def expect(self, app: AppView, assignment: Assignment | None) -> None:
+        """Count the seats of an assignment already while it is being written, so that many plans spread over the hosts."""
+        self.seats.subtract(seat.host for seat in (app.assignment.seats if app.assignment else ()))
+        app.assignment = assignment
+        self.seats.update(seat.host for seat in (app.assignment.seats if app.assignment else ()))
+
     def _apply_to(self, app: AppView, kind: str, names: tuple[str, ...], value: Any, revision: int) -> None:
         if kind == "registrations":
             app.registration, app.registration_revision = value, revision if value else 0
         elif kind == "assignments":
-            self.seats.subtract(seat.host for seat in (app.assignment.seats if app.assignment else ()))
-            app.assignment, app.assignment_revision = value, revision if value else 0
-            self.seats.update(seat.host for seat in (app.assignment.seats if app.assignment else ()))
+            self.expect(app, value)
+            app.assignment_revision = revision if value else 0
         elif kind == "history":
             (app.history.discard if value is None else app.history.add)(int(names[1]))
         else:
-            held: dict[Any, Any]
-            held, key, item = {
-                "successions": (app.successions, names[0], value and (value.incarnation, revision)),
-                "replicas": (app.replicas, names[1], value),
-                "failures": (app.failures, names[1].isdigit() and int(names[1]), value),
-            }[kind]
-            if item is None:
+            places: dict[str, tuple[dict[Any, Any], Any]] = {
+                "successions": (app.successions, names[0]),
+                "replicas": (app.replicas, names[1]),
+                "failures": (app.failures, names[1]),
+            }
+            held, key = places[kind]
+            if kind == "failures":
+                key = int(key)
+            if value is None:
                 held.pop(key, None)
             else:
-                held[key] = item
+                held[key] = (value.incarnation, revision) if kind == "successions" else value

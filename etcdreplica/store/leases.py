@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from aetcd.rpc import rpc_pb2 as rpc
@@ -110,7 +110,7 @@ class LeaseKeeper:
                 await requests.aclose()
             await asyncio.sleep(RECONNECT_S * (0.5 + random.random()))  # noqa: S311  (jitter, not a secret)
 
-    async def _requests(self) -> AsyncIterator[Any]:
+    async def _requests(self) -> AsyncGenerator[Any, None]:
         first = True
         while True:
             self._changed.clear()

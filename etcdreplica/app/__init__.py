@@ -1,0 +1,1 @@
+"""What runs inside the user's process: stdlib and attrs only, small, and quick to import."""

@@ -1,0 +1,53 @@
+"""How this very process was started, so that other hosts can start it too."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from etcdreplica.errors import UsageError
+from etcdreplica.model import Program
+
+# Variables that belong to one login, terminal or service invocation, or to this host's own etcdreplica.
+_LOCAL = re.compile(
+    r"_|PWD|OLDPWD|SHLVL|TERM.*|COLORTERM|LINES|COLUMNS|TTY|HOSTNAME|DISPLAY|WAYLAND_DISPLAY|WINDOWID|MAIL|SSH_.*|SUDO_.*"
+    r"|DBUS_.*|XDG_(SESSION|RUNTIME|SEAT|VTNR).*|TMUX.*|STY|INVOCATION_ID|JOURNAL_STREAM|NOTIFY_SOCKET|WATCHDOG_.*"
+    r"|LISTEN_.*|SYSTEMD_.*|PYTEST_.*|ETCDREPLICA_.*"
+)
+
+
+def capture() -> Program:
+    """Return the command, directory and environment that start this program again.
+
+    `sys.orig_argv` is the command line as the kernel saw it, so scripts, `-m`, `-c`, console scripts and interpreter
+    options all come out right. Raises UsageError for a program that only exists in this process.
+    """
+    arguments = sys.orig_argv[1:]
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    by_name = any(re.fullmatch(r"-[a-zA-Z]*[cm]", a) for a in arguments)
+    if not arguments or arguments[-1] == "-" or (script is None and not by_name):
+        raise UsageError("a program typed in or read from standard input cannot be started on another host: use a file")
+    needs = (str(Path(script).resolve()),) if script and not by_name else ()
+    return Program(
+        argv=(sys.executable, *arguments),
+        cwd=str(Path.cwd()),
+        env={name: value for name, value in os.environ.items() if not _LOCAL.fullmatch(name)},
+        needs=needs,
+    )
+
+
+def default_name(function: Callable[..., Any]) -> str:
+    """Name an application after its module, and its function unless that is called main."""
+    module = function.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        module = spec.name if spec else Path(getattr(main, "__file__", None) or "app").stem
+    name = module.removesuffix(".__main__")
+    if function.__qualname__ != "main":
+        name += f".{function.__qualname__}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:63]

@@ -1,0 +1,84 @@
+"""The local socket's protocol between an application process and its WatchDog; no I/O.
+
+A frame is a four-byte big-endian length and one JSON object with a `type`. The first frame is `hello` with the protocol's
+version. Both sides use the same `encode` and `Decoder`; what is not a frame raises `ProtocolError`.
+
+To the WatchDog: hello, running (the body has begun), progress, advertise, leaving, done (the body returned), failed (it
+raised). To the application: welcome, role, stop, ok, error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from etcdreplica.errors import ProtocolError
+
+VERSION = 1
+MAX_FRAME = 4 << 20
+SOCKET_ENV = "ETCDREPLICA_SOCKET"
+INCARNATION_ENV = "ETCDREPLICA_INCARNATION"
+STANDALONE_ENV = "ETCDREPLICA_STANDALONE"
+_LENGTH = struct.Struct(">I")
+
+Message = Mapping[str, Any]
+
+
+def encode(kind: str, **fields: Any) -> bytes:
+    """Return one frame."""
+    body = json.dumps({"type": kind, **fields}, separators=(",", ":")).encode()
+    if len(body) > MAX_FRAME:
+        raise ProtocolError(f"a {kind} message of {len(body)} bytes is over the limit of {MAX_FRAME}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class Decoder:
+    """Turns bytes as they arrive into messages."""
+
+    def __init__(self, max_frame: int = MAX_FRAME) -> None:
+        self._buffer = bytearray()
+        self._max_frame = max_frame
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Yield the messages that are complete now. Raises ProtocolError; then the connection is of no more use."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > self._max_frame:
+                raise ProtocolError(f"a frame of {length} bytes is over the limit of {self._max_frame}")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield _message(body)
+
+
+def _message(body: bytes) -> Message:
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ProtocolError("a frame is not JSON") from None
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise ProtocolError("a frame is not an object with a type")
+    return message
+
+
+def default_socket() -> Path:
+    """Return where this user's WatchDog listens: $ETCDREPLICA_SOCKET, else a per-user default."""
+    if named := os.environ.get(SOCKET_ENV):
+        return Path(named)
+    return default_runtime_directory() / "watchdog.sock"
+
+
+def default_runtime_directory() -> Path:
+    """/run/etcdreplica for root, else below $XDG_RUNTIME_DIR, else in /tmp under the user's number."""
+    if os.geteuid() == 0:
+        return Path("/run/etcdreplica")
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "etcdreplica"
+    return Path(f"/tmp/etcdreplica-{os.geteuid()}")  # noqa: S108  (the WatchDog refuses one that is not ours)

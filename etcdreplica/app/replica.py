@@ -1,0 +1,102 @@
+"""The handle a body gets: who it is, what it may do, and whether it should stop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from etcdreplica.clock import boottime
+from etcdreplica.errors import UsageError
+from etcdreplica.model import Role
+
+log = logging.getLogger("etcdreplica")
+
+HEARTBEAT_S = 0.25  # heartbeats closer than this are one message
+RoleCallback = Callable[[Role, int], Any]
+
+
+class Outbox(Protocol):
+    """Where the handle's messages go."""
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Send one message to the WatchDog."""
+
+
+class Replica:
+    """One running copy of an application, as its own body sees it. All members may be used from any thread."""
+
+    def __init__(self, name: str, host: str, role: Role, epoch: int, outbox: Outbox | None) -> None:
+        self._name = name
+        self._host = host
+        self._is = (role, epoch)
+        self._outbox = outbox
+        self._stop = threading.Event()
+        self._callbacks: list[RoleCallback] = []
+        self._beat_at = 0.0
+
+    @property
+    def name(self) -> str:
+        """The application's name."""
+        return self._name
+
+    @property
+    def host(self) -> str:
+        """The name of the host this copy runs on."""
+        return self._host
+
+    @property
+    def role(self) -> Role:
+        """`Role.PRIMARY` or `Role.BACKUP`; equal to the strings "primary" and "backup"."""
+        return self._is[0]
+
+    @property
+    def epoch(self) -> int:
+        """The fencing token: it grows with every new primary and is never used again.
+
+        Store it with your own writes and refuse smaller ones (`WHERE epoch <= ?`).
+        """
+        return self._is[1]
+
+    @property
+    def stopping(self) -> bool:
+        """True once this copy should end: it was asked to, or it hands over to another one."""
+        return self._stop.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep for `timeout` seconds, or for ever, but no longer than until `stopping`, and return that."""
+        return self._stop.wait(timeout)
+
+    def on_role_change(self, callback: RoleCallback) -> RoleCallback:
+        """Call `callback(role, epoch)` at each change, from a thread of its own; usable as a decorator."""
+        if not callable(callback):
+            raise UsageError(f"on_role_change needs something to call, not {callback!r}")
+        self._callbacks.append(callback)
+        return callback
+
+    def heartbeat(self) -> None:
+        """Tell that the body makes progress. Cheap enough for an inner loop: most calls only read a clock."""
+        now = boottime()
+        if self._outbox and now - self._beat_at >= HEARTBEAT_S:
+            self._beat_at = now
+            self._outbox.send("progress", at=now)
+
+    def advertise(self, endpoint: str) -> None:
+        """Publish where clients reach this copy, as a URL or HOST:PORT; `etcdreplica describe` shows it."""
+        if not isinstance(endpoint, str) or not 0 < len(endpoint) <= 1024:
+            raise UsageError(f"bad endpoint {endpoint!r}: a text of 1 to 1024 characters")
+        if self._outbox:
+            self._outbox.send("advertise", endpoint=endpoint)
+
+    def _become(self, role: Role, epoch: int) -> None:
+        changed = role is not self.role
+        self._is = (role, epoch)
+        for callback in self._callbacks if changed else ():
+            try:
+                callback(role, epoch)
+            except Exception:
+                log.exception("a role-change callback of %s raised", self._name)
+
+    def _ask_to_stop(self) -> None:
+        self._stop.set()

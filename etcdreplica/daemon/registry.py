@@ -1,0 +1,61 @@
+"""Registering an application: checked against the cluster, then written if nobody was faster."""
+
+from __future__ import annotations
+
+import contextlib
+
+from etcdreplica.errors import RefusedError, StoreError
+from etcdreplica.model import Assignment, AssignmentState, Registration
+from etcdreplica.store import Corrupt, Delete, Key, Kind, Put, Store, Txn, Unchanged
+
+
+async def register(store: Store, registration: Registration, here: str) -> None:
+    """Write a registration. Raises RefusedError, with nothing changed, or StoreError."""
+    name = registration.name
+    await _check_hosts(store, registration, here)
+    key = Key(Kind.REGISTRATIONS, (name,))
+    existing = await store.get(key)
+    assigned = await store.get(Key(Kind.ASSIGNMENTS, (name,)))
+    assignment: Assignment | None = assigned.value if assigned else None
+    if assignment and assignment.state is AssignmentState.REMOVING:
+        raise RefusedError(f"{name} is just being removed: try again in a moment")
+    if existing and (assignment is None or assignment.state is not AssignmentState.COMPLETED):
+        raise RefusedError(_duplicate(registration, existing.value, assignment))
+    result = await store.commit(Txn((Unchanged(key, existing.mod_revision if existing else 0),), (Put(key, registration),)))
+    if not result.succeeded:
+        raise RefusedError(f"another process has just registered {name}: see 'etcdreplica status {name}'")
+
+
+async def unregister(store: Store, name: str) -> None:
+    """Take back a registration that no manager has acted on yet."""
+    unseen = Unchanged(Key(Kind.ASSIGNMENTS, (name,)), 0)
+    with contextlib.suppress(StoreError):
+        await store.commit(Txn((unseen,), (Delete(Key(Kind.REGISTRATIONS, (name,))),)))
+
+
+def _duplicate(new: Registration, old: Registration, assignment: Assignment | None) -> str:
+    differences = new.differences(old)
+    if differences:
+        return (
+            f"{new.name} is registered already, and differently ({'; '.join(old.differences(new))}): give this application "
+            f"another name, or first run 'etcdreplica remove {new.name}'"
+        )
+    where = f"its primary is on {assignment.primary.host}" if assignment and assignment.primary else "it has no primary yet"
+    return (
+        f"{new.name} is protected and running already ({where}): this copy was not started; see 'etcdreplica status {new.name}'"
+    )
+
+
+async def _check_hosts(store: Store, registration: Registration, here: str) -> None:
+    if not registration.hosts:
+        return
+    snapshot = await store.list(Kind.HOSTS)
+    up = sorted(entry.key.names[0] for entry in snapshot.entries if not isinstance(entry.value, Corrupt))
+    unknown = [host for host in registration.hosts if host not in up]
+    if unknown:
+        raise RefusedError(
+            f"no such host is up: {', '.join(unknown)} (up are: {', '.join(up)}): start 'etcdreplica node' there, or correct "
+            f"hosts= of {registration.name}"
+        )
+    if here not in registration.hosts:
+        raise RefusedError(f"this host, {here}, is not among hosts={list(registration.hosts)} of {registration.name}")

@@ -1,0 +1,141 @@
+"""The ReplicaManager: compares what is desired with what is observed, and writes the next assignment.
+
+Each write is one transaction, conditional on still being the elected manager and on the assignment it was planned from
+(and on no successor having been called meanwhile). So it never matters how stale the view was: a stale plan fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from attrs import evolve
+
+from etcdreplica.clock import Clock
+from etcdreplica.core.planner import HISTORY_KEPT, Memory, Plan, PlannerSettings, decide
+from etcdreplica.core.view import AppView, ClusterView
+from etcdreplica.errors import StoreError
+from etcdreplica.model import Assignment
+from etcdreplica.store import Delete, Key, Kind, Put, Store, Txn, Unchanged
+from etcdreplica.store.election import Leadership
+from etcdreplica.store.txn import Condition, Operation
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.1
+WRITES_AT_ONCE = 64
+
+
+class ReplicaManager:
+    """Plans and writes for one term of office. `touch` says which applications may have changed."""
+
+    def __init__(
+        self, store: Store, leadership: Leadership, view: ClusterView, clock: Clock, settings: PlannerSettings
+    ) -> None:
+        self._store = store
+        self._leadership = leadership
+        self._view = view
+        self._clock = clock
+        self._settings = settings
+        self._memory: dict[str, Memory] = {}
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+        self._wake_at: dict[str, float] = {}
+        self._writing: set[str] = set()
+        self._written: dict[str, int] = {}  # the view must have caught up with our own write before the next plan
+        self._slots = asyncio.Semaphore(WRITES_AT_ONCE)
+
+    def touch(self, apps: Iterable[str]) -> None:
+        """Look at these applications soon."""
+        self._dirty.update(apps)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Plan until cancelled."""
+        async with asyncio.TaskGroup() as writes:
+            while True:
+                await self._until_due()
+                self._wake.clear()
+                now = self._clock()
+                due = self._dirty | {app for app, at in self._wake_at.items() if at <= now}
+                self._dirty = set()
+                for name in sorted(due):
+                    plan = self._plan(name, now)
+                    if plan is not None:
+                        app = self._view.app(name)
+                        txn = self._transaction(app, plan)
+                        writes.create_task(self._write(app, plan.assignment, txn))
+
+    async def _until_due(self) -> None:
+        next_at = min(self._wake_at.values(), default=None)
+        try:
+            async with asyncio.timeout(None if next_at is None else max(0.0, next_at - self._clock())):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _plan(self, name: str, now: float) -> Plan | None:
+        self._wake_at.pop(name, None)
+        app = self._view.apps.get(name)
+        if app is None:
+            self._memory.pop(name, None)
+            self._written.pop(name, None)
+            return None
+        if name in self._writing or self._view.revision < self._written.get(name, 0):
+            return None  # touched again when that is over
+        decision = decide(app, self._view, self._memory.setdefault(name, Memory()), now, self._settings)
+        if decision.wake_at is not None:
+            self._wake_at[name] = decision.wake_at
+        return decision.plan
+
+    def _transaction(self, app: AppView, plan: Plan) -> Txn:
+        old, new = app.assignment, plan.assignment
+        key = Key(Kind.ASSIGNMENTS, (app.name,))
+        conditions: list[Condition] = [self._leadership.condition, Unchanged(key, app.assignment_revision)]
+        if old is not None and old.successor is not None:
+            called = Key(Kind.SUCCESSIONS, (old.successor, app.name))
+            conditions.append(Unchanged(called, app.successions.get(old.successor, (0, 0))[1]))
+        return Txn(tuple(conditions), tuple(self._operations(app, plan, old, new)))
+
+    def _operations(self, app: AppView, plan: Plan, old: Assignment | None, new: Assignment | None) -> Iterable[Operation]:
+        key = Key(Kind.ASSIGNMENTS, (app.name,))
+        yield Delete(key) if new is None else Put(key, evolve(new, changed_wall=time.time()))
+        seats = {seat.host: seat for seat in new.seats} if new else {}
+        for seat in old.seats if old else ():
+            if seat.host not in seats:
+                yield Delete(Key(Kind.PLACEMENTS, (seat.host, app.name)))
+        for seat in seats.values():
+            assert new is not None  # noqa: S101
+            yield Put(Key(Kind.PLACEMENTS, (seat.host, app.name)), new.placement(seat))
+        for host in app.successions:
+            yield Delete(Key(Kind.SUCCESSIONS, (host, app.name)))
+        for incarnation in plan.consumed if new else app.failures:
+            yield Delete(Key(Kind.FAILURES, (app.name, str(incarnation))))
+        for event in plan.events:
+            yield Put(Key(Kind.HISTORY, (app.name, str(event.failure.incarnation))), event)
+        kept = HISTORY_KEPT - len(plan.events) if new else 0
+        for incarnation in sorted(app.history, reverse=True)[kept:]:
+            yield Delete(Key(Kind.HISTORY, (app.name, str(incarnation))))
+
+    async def _write(self, app: AppView, assignment: Assignment | None, txn: Txn) -> None:
+        before = app.assignment
+        self._writing.add(app.name)
+        self._view.expect(app, assignment or before)
+        expected = app.assignment
+        try:
+            async with self._slots:
+                result = await self._store.commit(txn)
+            written = result.succeeded
+            if written:
+                self._written[app.name] = result.revision
+        except StoreError as error:
+            log.warning("%s: cannot write its assignment yet: %s", app.name, error)
+            written = False
+        if not written:
+            if app.assignment is expected:
+                self._view.expect(app, before)
+            await asyncio.sleep(RETRY_S)  # by then the view has seen what was in the way, or the lease is lost
+        self._writing.discard(app.name)
+        self.touch((app.name,))

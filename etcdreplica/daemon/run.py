@@ -1,0 +1,433 @@
+"""One incarnation of one application on this host, from its placement to its end.
+
+`Run.main` is its life, top to bottom. What must be quick happens outside of it, in plain calls: a promotion goes to the
+process the moment the WatchDog learns of it, and a death is reported in one transaction that also calls the successor.
+A lease is given up only after the process is known dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from attrs import define, evolve
+
+from etcdreplica.app.protocol import INCARNATION_ENV, SOCKET_ENV, Message
+from etcdreplica.clock import Clock
+from etcdreplica.core.lifecycle import advance
+from etcdreplica.daemon.app_server import AppConnection
+from etcdreplica.daemon.process import ReplicaProcess, check_program
+from etcdreplica.daemon.settings import FENCE_MARGIN_S, NodeSettings
+from etcdreplica.daemon.state_file import StateFile
+from etcdreplica.errors import ProtocolError, RefusedError, StoreError
+from etcdreplica.model import (
+    Failure,
+    FailureKind,
+    Keep,
+    Placement,
+    Program,
+    Registration,
+    Replica,
+    ReplicaState,
+    Role,
+    Style,
+    Succession,
+)
+from etcdreplica.store import Delete, Exists, Key, Kind, Lease, Put, Store, Txn, Unchanged
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.2
+LAST_WORDS_S = 1.0  # a process whose body raised may take this long to end
+
+
+@define
+class HostContext:
+    """What all runs of a session share."""
+
+    settings: NodeSettings
+    store: Store
+    clock: Clock
+    state: StateFile
+    session: int
+    lease: Lease  # of the host
+
+    @property
+    def host(self) -> str:
+        """This host's name."""
+        return self.settings.host
+
+    def log_path(self, app: str) -> Path:
+        """Where the output of an application's replica goes."""
+        return self.settings.state_dir / "logs" / f"{app}.log"
+
+
+class Run:
+    """One replica. `promote`, `stop` and `leave` may be called at any time; `main` returns when all is given up."""
+
+    def __init__(
+        self, context: HostContext, app: str, placement: Placement, revision: int, candidate: AppConnection | None
+    ) -> None:
+        self.app = app
+        self.placement = placement
+        self.lease: Lease | None = None
+        self.process: ReplicaProcess | None = None
+        self._context = context
+        self._revision = revision  # of the placement, and so of the assignment
+        self._candidate = candidate
+        self._connection: AppConnection | None = None
+        self._registration: Registration | None = None
+        self._started_at = context.clock()
+        self._leaving = False
+        self._given_up = False
+        self._completed = False
+        self._error = ""
+        self._stop = asyncio.Event()
+        self._promoted = asyncio.Event()
+        self._done = asyncio.Event()
+        self._publish = asyncio.Event()
+        self._replica = Replica(placement.incarnation, placement.epoch, placement.role, ReplicaState.STARTING)
+        if placement.role is Role.PRIMARY:
+            self._promoted.set()
+
+    @property
+    def key(self) -> Key:
+        """The replica's key in etcd."""
+        return Key(Kind.REPLICAS, (self.app, self._context.host))
+
+    @property
+    def stop_timeout_s(self) -> float:
+        """How long its process may take to end when asked to."""
+        return self._registration.stop_timeout_s if self._registration else 0.0
+
+    # --- what the WatchDog is told by etcd -------------------------------------------------------------------------
+
+    def place(self, placement: Placement, revision: int) -> None:
+        """Take a newer placement of the same incarnation."""
+        if placement.epoch < self.placement.epoch or revision <= self._revision:
+            return  # written before a succession that has already happened here
+        self._revision = revision
+        if placement.role is Role.PRIMARY and self.placement.role is Role.BACKUP:
+            self.promote(placement, self._context.clock())
+        elif placement.role is not self.placement.role:
+            self.leave()  # a body cannot be called back: another one starts as backup
+        else:
+            self.placement = placement
+            if self._replica.epoch != placement.epoch:
+                self._show(epoch=placement.epoch)
+                self._tell_role()
+
+    def succeed(self, succession: Succession) -> None:
+        """The primary of the epoch before is dead, and this replica was named to follow it."""
+        if self.placement.role is Role.BACKUP and succession.epoch == self.placement.epoch + 1:
+            self.promote(self.placement.promoted(), self._context.clock())
+
+    def promote(self, placement: Placement, decided_at: float) -> None:
+        """Become primary, unless this replica cannot hold its own lease any more."""
+        if self._left() <= 0:
+            return
+        self.placement = placement
+        self._promoted.set()
+        self._tell_role()
+        self._show(role=Role.PRIMARY, epoch=placement.epoch, decided_at=decided_at, promoted_at=self._context.clock())
+
+    def stop(self) -> None:
+        """End this replica: it is wanted here no longer."""
+        self._given_up = True
+        self._stop.set()
+
+    def leave(self) -> None:
+        """End this replica and hand its role over: this host, or somebody at it, wants it to end."""
+        self._leaving = True
+        self._stop.set()
+
+    # --- what the process tells ------------------------------------------------------------------------------------
+
+    def attach(self, connection: AppConnection) -> None:
+        """The process has reached the decorated call."""
+        if self._connection is not None and self._connection.is_open:
+            connection.refuse(f"another process is {self.app}'s replica here already")
+            return
+        if self.process is not None:
+            self.process.include(connection.pid)
+        self._connection = connection
+        connection.on_message = self._on_message
+        placement = self.placement
+        connection.send("welcome", host=self._context.host, role=placement.role, epoch=placement.epoch)
+        if self._stop.is_set():
+            connection.send("stop")
+        elif self._registration and self._registration.style is Style.WARM and placement.role is Role.BACKUP:
+            self._show(state=ReplicaState.READY)
+
+    def _on_message(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "running":
+            now = self._context.clock()
+            body_at = min(now, float(message["at"]))
+            self._started_at = body_at
+            if self._replica.state in (ReplicaState.STARTING, ReplicaState.READY):
+                self._show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
+        elif kind == "progress":
+            self._replica = evolve(self._replica, progress_at=min(self._context.clock(), float(message["at"])))
+        elif kind == "advertise":
+            self._show(endpoint=str(message["endpoint"])[:1024])
+        elif kind == "leaving":
+            self.leave()
+        elif kind == "failed":
+            self._error = f"the body raised {str(message['reason'])[:2000]}"
+            self._reply_ok()
+            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._kill_group)
+        elif kind == "done":
+            self._done.set()
+        else:
+            raise ProtocolError(f"unknown message {kind!r}")
+
+    def _tell_role(self) -> None:
+        if self._connection is not None:
+            self._connection.send("role", role=self.placement.role, epoch=self.placement.epoch)
+
+    def _reply_ok(self) -> None:
+        if self._connection is not None:
+            self._connection.send("ok")
+
+    def _kill_group(self) -> None:
+        if self.process is not None and not self.process.exited.done():
+            self.process.signal(signal.SIGKILL)
+
+    # --- its life --------------------------------------------------------------------------------------------------
+
+    async def main(self) -> None:
+        """Live."""
+        publisher: asyncio.Task[None] | None = None
+        kind, reason = FailureKind.EXIT, "its WatchDog failed"
+        try:
+            registration = self._registration = await self._read_registration()
+            self.lease = await self._grant()
+            publisher = asyncio.create_task(self._keep_published())
+            program = self._program(registration)
+            check_program(program)
+            if registration.style is Style.COLD and not self._promoted.is_set():
+                self._show(state=ReplicaState.STANDBY)
+                await self._first(self._promoted.wait(), self._stop.wait(), self._fenced())
+            if not self._stop.is_set() and self._left() > 0:
+                await self._start(registration)
+                kind, reason = await self._live(registration)
+            else:
+                kind, reason = self._why()
+        except RefusedError as error:
+            kind, reason = FailureKind.REFUSED, str(error)
+        finally:
+            if self.process is not None and not self._completed:
+                await self.process.kill()
+            if publisher is not None:
+                publisher.cancel()
+        await self._finish(kind, reason)
+
+    async def _start(self, registration: Registration) -> None:
+        if self._replica.state is ReplicaState.STANDBY:
+            self._show(state=ReplicaState.STARTING)
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None and candidate.is_open:
+            try:
+                self.process = ReplicaProcess.adopt(candidate.pid)
+            except ProcessLookupError:
+                candidate = None
+        if self.process is None:
+            environment = {
+                SOCKET_ENV: str(self._context.settings.socket_path),
+                INCARNATION_ENV: str(self.placement.incarnation),
+            }
+            self.process = ReplicaProcess.spawn(self._program(registration), environment, self._context.log_path(self.app))
+        self._started_at = self._context.clock()
+        self._context.state.record_replica(self.app, self.process.pid)
+        self._show(pid=self.process.pid)
+        if candidate is not None and candidate.is_open:
+            self.attach(candidate)
+
+    async def _live(self, registration: Registration) -> tuple[FailureKind, str]:
+        """Wait for the end, and return what it was."""
+        process = self.process
+        assert process is not None  # noqa: S101
+        await self._first(process.exited, self._stop.wait(), self._done.wait(), self._fenced())
+        if self._done.is_set() or (process.exited.done() and process.returncode == 0 and self._body_began()):
+            return await self._complete(registration, process)
+        if process.exited.done():
+            return self._why(self._error or process.exited.result() + ("" if self._connection else " before it was a replica"))
+        if self._stop.is_set():
+            await self._end_gently(registration, process)
+        return self._why()
+
+    def _why(self, reason: str = "") -> tuple[FailureKind, str]:
+        if self._given_up:
+            return FailureKind.HANDOVER, "no longer wanted here"
+        if self._leaving:
+            return FailureKind.HANDOVER, "asked to end"
+        if reason:
+            return FailureKind.EXIT, reason
+        return FailureKind.FENCED, "a lease ran out: etcd could not be reached"
+
+    def _body_began(self) -> bool:
+        return self._replica.state is ReplicaState.RUNNING
+
+    async def _end_gently(self, registration: Registration, process: ReplicaProcess) -> None:
+        self._show(state=ReplicaState.STOPPING)
+        if self._connection is not None:
+            self._connection.send("stop")
+        else:
+            process.signal(signal.SIGTERM)
+        await self._wait_exit(process, registration.stop_timeout_s)
+
+    async def _complete(self, registration: Registration, process: ReplicaProcess) -> tuple[FailureKind, str]:
+        """The body returned: the application is complete, or, with keep="always", it is run again."""
+        if registration.keep is Keep.ALWAYS:
+            self._reply_ok()
+            await self._wait_exit(process, LAST_WORDS_S)
+            return FailureKind.RETURNED, 'the body returned, and keep is "always"'
+        self._completed = True
+        await self._commit(Txn((), self._report(FailureKind.DONE, "the body returned")))
+        self._reply_ok()
+        if process.is_child:
+            await self._wait_exit(process, registration.stop_timeout_s)
+            await process.kill()
+        return FailureKind.DONE, "the body returned"
+
+    async def _wait_exit(self, process: ReplicaProcess, limit_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._first(process.exited, self._fenced())
+
+    # --- what it writes --------------------------------------------------------------------------------------------
+
+    async def _finish(self, kind: FailureKind, reason: str) -> None:
+        """Report the end and call the successor, in one transaction; then give the lease up."""
+        placement, report = self.placement, self._report(kind, reason)
+        if self._completed or self._given_up:
+            txn = Txn((), (Delete(self.key),))
+        elif placement.successor and placement.role is Role.PRIMARY:
+            succession = Succession(placement.epoch + 1, placement.incarnation)
+            txn = Txn(
+                when=(
+                    Unchanged(Key(Kind.ASSIGNMENTS, (self.app,)), self._revision),
+                    Exists(Key(Kind.REPLICAS, (self.app, placement.successor))),
+                ),
+                then=(Put(Key(Kind.SUCCESSIONS, (placement.successor, self.app)), succession), *report),
+                otherwise=report,
+            )
+        else:
+            txn = Txn((), report)
+        await self._commit(txn)
+        if not (self._completed or self._given_up):
+            log.warning("%s: %s of epoch %d ended (%s): %s", self.app, placement.role, placement.epoch, kind, reason)
+        self._context.state.forget_replica(self.app)
+        if self.lease is not None:
+            with contextlib.suppress(StoreError):  # then it expires
+                await self._context.store.leases.revoke(self.lease)
+
+    def _report(self, kind: FailureKind, reason: str) -> tuple[Delete, Put]:
+        """Take the replica back and say how it ended."""
+        placement, now = self.placement, self._context.clock()
+        began = self._replica.state in (ReplicaState.RUNNING, ReplicaState.READY)
+        failure = Failure(
+            host=self._context.host,
+            incarnation=placement.incarnation,
+            epoch=placement.epoch,
+            role=placement.role,
+            kind=kind,
+            reason=reason,
+            by=self._context.host,
+            uptime_s=round(now - self._started_at, 3) if began else None,
+            detected_at=now,
+            wall=time.time(),
+        )
+        return Delete(self.key), Put(Key(Kind.FAILURES, (self.app, str(placement.incarnation))), failure)
+
+    async def _commit(self, txn: Txn) -> None:
+        """Write, however long etcd is away: the process is dead, so nothing is at risk meanwhile."""
+        while True:
+            try:
+                await self._context.store.commit(txn)
+            except StoreError as error:
+                log.warning("%s: cannot report to etcd yet: %s", self.app, error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    def _show(self, **changes: Any) -> None:
+        """Change what is published of this replica."""
+        if "state" in changes:
+            advance(self._replica.state, changes["state"])
+        self._replica = evolve(self._replica, **changes)
+        self._publish.set()
+
+    async def _keep_published(self) -> None:
+        self._publish.set()
+        while True:
+            await self._publish.wait()
+            self._publish.clear()
+            await self._put_until_stored()
+
+    async def _put_until_stored(self) -> None:
+        assert self.lease is not None  # noqa: S101
+        while not self.lease.lost.done():
+            try:
+                await self._context.store.commit(Txn((), (Put(self.key, self._replica, self.lease.id),)))
+            except StoreError as error:
+                log.warning("%s: cannot publish to etcd yet: %s", self.app, error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    async def _grant(self) -> Lease:
+        while True:
+            try:
+                return await self._context.store.leases.grant(self._context.settings.lease_ttl_s)
+            except StoreError as error:
+                log.warning("%s: no lease from etcd yet: %s", self.app, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _read_registration(self) -> Registration:
+        """Read it again while etcd is away. Raises RefusedError for one that is corrupt or gone."""
+        while True:
+            try:
+                entry = await self._context.store.get(Key(Kind.REGISTRATIONS, (self.app,)))
+            except StoreError as error:
+                if "corrupt" in str(error):
+                    raise RefusedError(str(error)) from None
+                await asyncio.sleep(RETRY_S)
+                continue
+            if entry is None:
+                raise RefusedError("its registration is gone")
+            return entry.value  # type: ignore[no-any-return]
+
+    def _program(self, registration: Registration) -> Program:
+        override = registration.overrides.get(self._context.host)
+        return override.apply(registration.program) if override else registration.program
+
+    def _left(self) -> float:
+        """Seconds until this replica must be dead: before its lease, or that of its host, could end."""
+        now, leases = self._context.clock(), (self._context.lease, *([self.lease] if self.lease else []))
+        return 0.0 if any(lease.lost.done() for lease in leases) else min(x.deadline for x in leases) - FENCE_MARGIN_S - now
+
+    async def _fenced(self) -> None:
+        """Return when this replica must end because its leases could not be renewed."""
+        while (left := self._left()) > 0:
+            await asyncio.wait(
+                [lease.lost for lease in (self._context.lease, self.lease) if lease],
+                timeout=left,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+
+    async def _first(self, *waits: object) -> None:
+        """Return when the first of them is done, and cancel the rest but futures."""
+        tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                if isinstance(task, asyncio.Task):
+                    task.cancel()

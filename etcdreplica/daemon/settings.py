@@ -1,0 +1,55 @@
+"""Settings of the daemons, checked together when they are built."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import Factory, field, frozen
+
+from etcdreplica.app.protocol import default_socket
+from etcdreplica.errors import ConfigurationError
+from etcdreplica.model import check_name
+from etcdreplica.store import EtcdOptions
+
+MIN_TTL_S = 2.0  # etcd grants no shorter lease with its default election timings
+FENCE_MARGIN_S = 0.5  # a WatchDog begins to kill this long before its lease could end
+
+
+def default_state_directory() -> Path:
+    """/var/lib/etcdreplica for root, else below $XDG_STATE_HOME or ~/.local/state."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/etcdreplica")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "etcdreplica"
+
+
+@frozen
+class NodeSettings:
+    """One host of one cluster. `lease_ttl_s` bounds how long a lost host goes unnoticed."""
+
+    host: str = field(factory=lambda: socket.gethostname().partition(".")[0])
+    cluster: str = "default"
+    etcd: EtcdOptions = Factory(EtcdOptions)
+    socket_path: Path = field(factory=default_socket)
+    state_dir: Path = field(factory=default_state_directory)
+    address: str = field(factory=socket.gethostname)
+    labels: Mapping[str, str] = Factory(dict)
+    capacity: int = 100
+    lease_ttl_s: float = 5.0
+
+    def __attrs_post_init__(self) -> None:
+        check_name("host name", self.host)
+        check_name("cluster name", self.cluster)
+        if self.capacity < 1:
+            raise ConfigurationError(f"bad capacity {self.capacity}: a host must hold at least 1 replica")
+        if self.lease_ttl_s < MIN_TTL_S:
+            raise ConfigurationError(f"bad lease TTL {self.lease_ttl_s:g} s: etcd grants no lease under {MIN_TTL_S:g} s")
+        if self.etcd.timeout_s > self.lease_ttl_s:
+            raise ConfigurationError(
+                f"an etcd call may take {self.etcd.timeout_s:g} s, longer than the lease TTL of {self.lease_ttl_s:g} s: "
+                "a lease must outlive one failed renewal"
+            )
+        if len(os.fsencode(self.socket_path)) > 107:
+            raise ConfigurationError(f"the socket path {self.socket_path} is over 107 bytes, which Linux does not allow")

@@ -1,0 +1,90 @@
+"""The SuperWatchDog: turns the loss of a host into one failure for each replica that was placed there.
+
+It does not decide what follows: each application is handled by the ReplicaManager as its own style and degree say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from etcdreplica.clock import Clock
+from etcdreplica.core.planner import lost_seats
+from etcdreplica.core.view import ClusterView
+from etcdreplica.errors import StoreError
+from etcdreplica.model import Failure, FailureKind
+from etcdreplica.store import Key, Kind, Put, Store, Txn
+from etcdreplica.store.election import Leadership
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.1
+BATCH = 64  # failures in one transaction; etcd allows 128 operations
+
+
+class SuperWatchDog:
+    """Reports lost hosts for one term of office. `touch` says which applications, or whose hosts, may have changed."""
+
+    def __init__(self, store: Store, leadership: Leadership, view: ClusterView, clock: Clock, me: str) -> None:
+        self._store = store
+        self._leadership = leadership
+        self._view = view
+        self._clock = clock
+        self._me = me
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+        self._reported: dict[str, set[int]] = {}
+
+    def touch(self, apps: Iterable[str]) -> None:
+        """Look at these applications soon."""
+        self._dirty.update(apps)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            dirty, self._dirty = self._dirty, set()
+            puts = [put for name in sorted(dirty) for put in self._failures(name)]
+            for start in range(0, len(puts), BATCH):
+                await self._write(puts[start : start + BATCH])
+
+    def _failures(self, name: str) -> Iterable[Put]:
+        app = self._view.apps.get(name)
+        if app is None or app.assignment is None:
+            self._reported.pop(name, None)
+            return
+        reported = self._reported.setdefault(name, set())
+        reported &= {seat.incarnation for seat in app.assignment.seats}
+        for seat, role in lost_seats(app, self._view):
+            if seat.incarnation in reported:
+                continue
+            reported.add(seat.incarnation)
+            back = seat.host in self._view.hosts
+            failure = Failure(
+                host=seat.host,
+                incarnation=seat.incarnation,
+                epoch=app.assignment.epoch,
+                role=role,
+                kind=FailureKind.HOST,
+                reason=f"host {seat.host} began anew" if back else f"host {seat.host} is down: its lease ended",
+                by=self._me,
+                detected_at=self._clock(),
+                wall=time.time(),
+            )
+            log.warning("%s: %s on %s lost: %s", name, role, seat.host, failure.reason)
+            yield Put(Key(Kind.FAILURES, (name, str(seat.incarnation))), failure)
+
+    async def _write(self, puts: list[Put]) -> None:
+        """Write them if this is still the elected SuperWatchDog. Writing one twice does no harm: it names an incarnation."""
+        try:
+            await self._store.commit(Txn((self._leadership.condition,), tuple(puts)))
+        except StoreError as error:
+            log.warning("cannot report lost hosts yet: %s", error)
+            for put in puts:
+                self._reported.get(put.key.names[0], set()).discard(int(put.key.names[1]))
+            self.touch(put.key.names[0] for put in puts)
+            await asyncio.sleep(RETRY_S)

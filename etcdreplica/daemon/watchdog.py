@@ -1,0 +1,263 @@
+"""The WatchDog: makes the placements of its host true, watches what runs there, and reports.
+
+It holds one lease for the host and one for each replica. A stay under one host lease is a *session*; placements name the
+session they were made for, so nothing is ever started twice. When the session is lost, every replica is killed before
+its lease can end, and a new session begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+import etcdreplica
+from etcdreplica.app.protocol import Message
+from etcdreplica.clock import Clock, boottime
+from etcdreplica.daemon.app_server import AppConnection, AppServer
+from etcdreplica.daemon.registry import register, unregister
+from etcdreplica.daemon.run import HostContext, Run
+from etcdreplica.daemon.settings import NodeSettings
+from etcdreplica.daemon.state_file import StateFile
+from etcdreplica.errors import HostNameTakenError, RefusedError, StoreDeniedError, StoreError
+from etcdreplica.model import Host, Placement, Registration, Succession
+from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+REPORT_S = 3.0  # how long a stopping WatchDog tries to report to etcd
+
+
+class WatchDog:
+    """One host's daemon. `run` serves until cancelled; then it ends every replica and hands its role over."""
+
+    def __init__(self, settings: NodeSettings, store: Store, clock: Clock = boottime) -> None:
+        self.settings = settings
+        self.ready = asyncio.Event()
+        self._store = store
+        self._clock = clock
+        self._context: HostContext | None = None
+        self._server = AppServer(settings.socket_path, self._on_hello)
+        self._state = StateFile(settings.state_dir)
+        self._runs: dict[str, Run] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._next: dict[str, tuple[Placement, int]] = {}  # what comes after a run that is still ending
+        self._candidates: dict[str, AppConnection] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve. Raises HostNameTakenError, ConfigurationError, StoreDeniedError."""
+        self._state.lock()
+        try:
+            await self._end_predecessor()
+            await self._server.start()
+            while True:
+                lease = await self._open_session()
+                await self._serve(lease)
+        finally:
+            await self._server.close()
+            self._state.unlock()
+
+    async def _serve(self, lease: Lease) -> None:
+        """Follow this host's placements for one session."""
+        followers: list[asyncio.Future[Any]] = [
+            asyncio.create_task(self._follow(kind)) for kind in (Kind.PLACEMENTS, Kind.SUCCESSIONS)
+        ]
+        self.ready.set()
+        try:
+            await asyncio.wait((*followers, lease.lost), return_when=asyncio.FIRST_COMPLETED)
+            for follower in followers:
+                if follower.done():
+                    follower.result()
+            log.error("the host lease was lost (%s): ending every replica and starting anew", lease.lost.result())
+        finally:
+            for follower in followers:
+                follower.cancel()
+            await self._end_session(lease)
+
+    async def _follow(self, kind: Kind) -> None:
+        async with contextlib.aclosing(self._store.follow(kind, self.settings.host)) as batches:
+            async for batch in batches:
+                self._apply(kind, batch)
+
+    def _apply(self, kind: Kind, batch: Snapshot | Changes) -> None:
+        for entry in batch.entries:
+            if isinstance(entry.value, Corrupt):
+                continue  # logged where it was read; what runs goes on
+            if kind is Kind.SUCCESSIONS:
+                self._succeed(entry)
+            else:
+                self._place(entry.key.names[1], entry.value, entry.mod_revision)
+        if kind is Kind.PLACEMENTS and isinstance(batch, Snapshot):
+            wanted = {entry.key.names[1] for entry in batch.entries}
+            for app in {*self._runs, *self._next} - wanted:
+                self._place(app, None, batch.revision)
+
+    def _place(self, app: str, placement: Placement | None, revision: int) -> None:
+        run = self._runs.get(app)
+        context = self._context
+        if placement is None or context is None or placement.session != context.session:
+            self._next.pop(app, None)
+            if run is not None:
+                run.stop()
+        elif run is None:
+            self._begin(context, app, placement, revision)
+        elif run.placement.incarnation == placement.incarnation:
+            run.place(placement, revision)
+        else:
+            self._next[app] = (placement, revision)
+            run.stop()
+
+    def _succeed(self, entry: Entry) -> None:
+        run = self._runs.get(entry.key.names[1])
+        if run is not None and isinstance(entry.value, Succession):
+            run.succeed(entry.value)
+
+    def _begin(self, context: HostContext, app: str, placement: Placement, revision: int) -> None:
+        run = Run(context, app, placement, revision, self._candidates.pop(app, None))
+        self._runs[app] = run
+        task = asyncio.create_task(run.main(), name=f"replica {app}")
+        self._tasks[app] = task
+        task.add_done_callback(lambda done: self._ended(app, done))
+
+    def _ended(self, app: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(app) is task:
+            del self._tasks[app], self._runs[app]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s: a bug in the WatchDog ended its replica", app, exc_info=task.exception())
+        following = self._next.pop(app, None)
+        if following is not None and self._context is not None:
+            self._begin(self._context, app, *following)
+
+    # --- processes -------------------------------------------------------------------------------------------------
+
+    def _on_hello(self, connection: AppConnection, message: Message) -> None:
+        if "registration" in message:
+            self._spawn(self._register(connection, message))
+            return
+        run = self._runs.get(message["app"])
+        process = run.process if run else None
+        if run is None or process is None or run.placement.incarnation != message["incarnation"]:
+            connection.refuse(f"this host has no replica {message['app']} number {message['incarnation']}")
+        elif not _is_in(connection.pid, process.pid):
+            connection.refuse(f"process {connection.pid} was not started as a replica of {message['app']}")
+        else:
+            run.attach(connection)
+
+    async def _register(self, connection: AppConnection, message: Message) -> None:
+        """Register an application; with `adopt`, the process itself waits to become its first primary."""
+        try:
+            registration = msgspec.convert({**message["registration"], "origin": self.settings.host}, Registration)
+        except msgspec.ValidationError as error:
+            connection.refuse(f"the registration is not valid: {error}")
+            return
+        app, adopt = registration.name, bool(message.get("adopt"))
+        if adopt and app in self._candidates:
+            connection.refuse(f"another process on this host is registering {app} already")
+            return
+        if adopt:
+            self._candidates[app] = connection
+            connection.on_closed = lambda: self._withdraw(app, connection)
+        try:
+            await register(self._store, registration, self.settings.host)
+        except (RefusedError, StoreError) as error:
+            self._candidates.pop(app, None) if adopt else None
+            connection.refuse(str(error))
+        else:
+            if not adopt:
+                connection.send("ok")
+
+    def _withdraw(self, app: str, connection: AppConnection) -> None:
+        """A process went away before it got a place: take its registration back unless it has been acted on."""
+        if self._candidates.get(app) is connection:
+            del self._candidates[app]
+            self._spawn(unregister(self._store, app))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # --- the session -----------------------------------------------------------------------------------------------
+
+    async def _open_session(self) -> Lease:
+        while True:
+            try:
+                lease = await self._store.leases.grant(self.settings.lease_ttl_s)
+                session = await self._announce(lease)
+            except (HostNameTakenError, StoreDeniedError):
+                raise
+            except StoreError as error:
+                log.warning("waiting for etcd: %s", error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._state.record_lease(lease.id)
+                self._context = HostContext(self.settings, self._store, self._clock, self._state, session, lease)
+                return lease
+
+    async def _announce(self, lease: Lease) -> int:
+        settings = self.settings
+        key = Key(Kind.HOSTS, (settings.host,))
+        host = Host(
+            address=settings.address,
+            pid=os.getpid(),
+            labels=settings.labels,
+            capacity=settings.capacity,
+            version=etcdreplica.__version__,
+            started_wall=time.time(),
+        )
+        try:
+            result = await self._store.commit(Txn((Unchanged(key, 0),), (Put(key, host, lease.id),)))
+            if result.succeeded:
+                return result.revision
+        except StoreError:
+            pass  # it may have happened: the read tells
+        entry = await self._store.get(key)
+        if entry is not None and entry.lease == lease.id:
+            return entry.create_revision
+        with contextlib.suppress(StoreError):
+            await self._store.leases.revoke(lease)
+        if entry is None:
+            raise StoreError(f"could not write {key}")
+        other: Host = entry.value
+        raise HostNameTakenError(
+            f"host name {settings.host} is taken by a WatchDog at {other.address} (process {other.pid}): choose another "
+            f"name with --host; if that one died, its lease ends within {settings.lease_ttl_s:g} s"
+        )
+
+    async def _end_session(self, lease: Lease) -> None:
+        """End every replica; the host lease goes last, when nothing runs under this session any more."""
+        self._context = None
+        self._next.clear()
+        for run in list(self._runs.values()):
+            run.leave()
+        if self._tasks:
+            limit = REPORT_S + max(run.stop_timeout_s for run in self._runs.values())
+            _, late = await asyncio.wait(list(self._tasks.values()), timeout=limit)
+            for task in late:
+                task.cancel()  # kills the process; etcd learns from the lease
+            if late:
+                await asyncio.wait(late)
+        with contextlib.suppress(StoreError):
+            await self._store.leases.revoke(lease)
+        self._state.forget()
+
+    async def _end_predecessor(self) -> None:
+        """A WatchDog that died here left replicas and a lease: end the ones, then give up the other."""
+        lease = await self._state.end_leftovers()
+        if lease is not None:
+            with contextlib.suppress(StoreError):
+                await self._store.leases.revoke_id(lease)
+
+
+def _is_in(pid: int, session: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(pid) == session
+    return False
