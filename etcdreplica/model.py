@@ -249,7 +249,7 @@ class Placement:
     successor: str | None = None
 
     def promoted(self) -> Placement:
-        """This placement after the host has succeeded a dead primary."""
+        """Return what this becomes when its host succeeds a dead primary."""
         return evolve(self, role=Role.PRIMARY, epoch=self.epoch + 1, successor=None)
 
 

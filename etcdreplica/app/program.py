@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from etcdreplica.app.protocol import DETACH_ENV
 from etcdreplica.errors import UsageError
 from etcdreplica.model import Program
 
@@ -27,6 +28,8 @@ def capture() -> Program:
     options all come out right. Raises UsageError for a program that only exists in this process.
     """
     arguments = sys.orig_argv[1:]
+    if os.environ.get(DETACH_ENV) == "1" and "--detach" in arguments:
+        arguments.remove("--detach")  # the copies are to run, not to register
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     by_name = any(re.fullmatch(r"-[a-zA-Z]*[cm]", a) for a in arguments)
     if not arguments or arguments[-1] == "-" or (script is None and not by_name):

@@ -22,6 +22,7 @@ VERSION = 1
 MAX_FRAME = 4 << 20
 SOCKET_ENV = "ETCDREPLICA_SOCKET"
 INCARNATION_ENV = "ETCDREPLICA_INCARNATION"
+DETACH_ENV = "ETCDREPLICA_DETACH"  # "1": only register (`etcdreplica start --detach`)
 STANDALONE_ENV = "ETCDREPLICA_STANDALONE"
 _LENGTH = struct.Struct(">I")
 
@@ -81,4 +82,4 @@ def default_runtime_directory() -> Path:
         return Path("/run/etcdreplica")
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "etcdreplica"
-    return Path(f"/tmp/etcdreplica-{os.geteuid()}")  # noqa: S108  (the WatchDog refuses one that is not ours)
+    return Path(f"/tmp/etcdreplica-{os.geteuid()}")

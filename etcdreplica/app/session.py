@@ -21,7 +21,7 @@ from attrs import asdict
 
 from etcdreplica.app.kernel import die_with_parent
 from etcdreplica.app.link import Link
-from etcdreplica.app.protocol import INCARNATION_ENV, STANDALONE_ENV, VERSION, Message, default_socket
+from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, STANDALONE_ENV, VERSION, Message, default_socket
 from etcdreplica.app.replica import Replica
 from etcdreplica.clock import boottime
 from etcdreplica.errors import EtcdReplicaError, NoWatchDogError, ProtocolError, RefusedError
@@ -33,6 +33,14 @@ PATIENCE_S = 5.0  # after this long without a place, say so
 DONE_S = 5.0  # how long to wait until the WatchDog has taken note of the end
 
 _active = threading.Lock()  # a process is one replica at a time
+
+
+class RegisteredOnly(SystemExit):
+    """The application was only registered, as asked: the hosts start its copies, and this process is none of them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(0)
+        self.name = name
 
 
 class Session:
@@ -48,11 +56,8 @@ class Session:
         self._body_at = 0.0
         self.replica: Replica | None = None
 
-    def open(self, *, adopt: bool = True) -> None:
-        """Meet the WatchDog and get a place. `adopt` False only registers: the hosts start the copies.
-
-        Raises NoWatchDogError, RefusedError, ProtocolError.
-        """
+    def open(self) -> None:
+        """Meet the WatchDog and get a place. Raises NoWatchDogError, RefusedError, ProtocolError, RegisteredOnly."""
         name = self._registration.name
         if os.environ.get(STANDALONE_ENV) == "1":
             self.replica = Replica(name, socket.gethostname(), Role.PRIMARY, 1, None)
@@ -60,6 +65,7 @@ class Session:
         self._link = Link(default_socket())
         incarnation = os.environ.get(INCARNATION_ENV)
         if incarnation is None:
+            adopt = os.environ.get(DETACH_ENV) != "1"
             self._link.send("hello", version=VERSION, adopt=adopt, registration=asdict(self._registration))
         else:
             self._link.send("hello", version=VERSION, app=name, incarnation=int(incarnation))
@@ -68,15 +74,17 @@ class Session:
         except BaseException:
             self._link.shut()
             raise
-        if welcome["type"] == "welcome":
-            role, epoch = Role(welcome["role"]), welcome["epoch"]
-            self.replica = Replica(name, welcome["host"], role, epoch, self._link)
-            threading.Thread(target=self._listen, name="etcdreplica", daemon=True).start()
+        if welcome["type"] == "ok":
+            raise RegisteredOnly(name)
+        if welcome["type"] != "welcome":
+            raise ProtocolError(f"the WatchDog answered hello with {welcome['type']!r}")
+        self.replica = Replica(name, welcome["host"], Role(welcome["role"]), welcome["epoch"], self._link)
+        threading.Thread(target=self._listen, name="etcdreplica", daemon=True).start()
 
     def wait_for_turn(self) -> Replica:
         """Return the handle when the body may run. Raises SystemExit when this copy is to end before."""
         replica = self.replica
-        assert replica is not None  # noqa: S101  (open came first)
+        assert replica is not None
         while self._link and self._registration.style is not Style.HOT and replica.role is not Role.PRIMARY:
             self._take(self._next(patience=None))
             if replica.stopping:
@@ -130,7 +138,7 @@ class Session:
 
     def _next(self, patience: float | None = PATIENCE_S) -> Message:
         """Return the next message that is not about this process's own signals."""
-        assert self._link is not None  # noqa: S101
+        assert self._link is not None
         while True:
             message = self._link.receive(patience)
             if message is not None:
@@ -143,7 +151,7 @@ class Session:
             log.warning("%s: still waiting for a place from the ReplicaManager", self._registration.name)
 
     def _listen(self) -> None:
-        assert self._link is not None  # noqa: S101
+        assert self._link is not None
         self._begun.wait()
         self._link.send("running", at=self._body_at)
         if INCARNATION_ENV in os.environ:
@@ -161,7 +169,7 @@ class Session:
 
     def _take(self, message: Message) -> None:
         kind, replica = message["type"], self.replica
-        assert replica is not None  # noqa: S101
+        assert replica is not None
         if kind == "role":
             replica._become(Role(message["role"]), message["epoch"])
         elif kind == "stop":

@@ -107,7 +107,7 @@ class ReplicaManager:
             if seat.host not in seats:
                 yield Delete(Key(Kind.PLACEMENTS, (seat.host, app.name)))
         for seat in seats.values():
-            assert new is not None  # noqa: S101
+            assert new is not None
             yield Put(Key(Kind.PLACEMENTS, (seat.host, app.name)), new.placement(seat))
         for host in app.successions:
             yield Delete(Key(Kind.SUCCESSIONS, (host, app.name)))

@@ -59,7 +59,7 @@ class HostContext:
 
     @property
     def host(self) -> str:
-        """This host's name."""
+        """The name of this host."""
         return self.settings.host
 
     def log_path(self, app: str) -> Path:
@@ -252,7 +252,7 @@ class Run:
     async def _live(self, registration: Registration) -> tuple[FailureKind, str]:
         """Wait for the end, and return what it was."""
         process = self.process
-        assert process is not None  # noqa: S101
+        assert process is not None
         await self._first(process.exited, self._stop.wait(), self._done.wait(), self._fenced())
         if self._done.is_set() or (process.exited.done() and process.returncode == 0 and self._body_began()):
             return await self._complete(registration, process)
@@ -320,8 +320,9 @@ class Run:
             )
         else:
             txn = Txn((), report)
+        quiet = self._completed or self._given_up
         await self._commit(txn)
-        if not (self._completed or self._given_up):
+        if not quiet:
             log.warning("%s: %s of epoch %d ended (%s): %s", self.app, placement.role, placement.epoch, kind, reason)
         self._context.state.forget_replica(self.app)
         if self.lease is not None:
@@ -372,7 +373,7 @@ class Run:
             await self._put_until_stored()
 
     async def _put_until_stored(self) -> None:
-        assert self.lease is not None  # noqa: S101
+        assert self.lease is not None
         while not self.lease.lost.done():
             try:
                 await self._context.store.commit(Txn((), (Put(self.key, self._replica, self.lease.id),)))

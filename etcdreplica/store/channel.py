@@ -77,6 +77,7 @@ class EtcdChannel:
         self._index = 0
         self._open: grpc.aio.Channel | None = None
         self._retired: list[grpc.aio.Channel] = []
+        self._closing: set[asyncio.Task[None]] = set()
         self._token: str | None = None
         self._authenticating = asyncio.Lock()
         self._calls: dict[str, Any] = {}
@@ -169,7 +170,9 @@ class EtcdChannel:
         log.warning("etcd endpoint lost, trying %s", self.endpoint)
         if len(self._retired) > len(self.options.endpoints):
             oldest = self._retired.pop(0)
-            asyncio.get_running_loop().create_task(oldest.close())  # noqa: RUF006  (nothing waits for it)
+            closing = asyncio.get_running_loop().create_task(oldest.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _fail(self, used: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> NoReturn:
         code, text = error.code(), error.details() or ""

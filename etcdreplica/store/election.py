@@ -62,10 +62,8 @@ class Election:
 
     async def _enter(self, key: Key, lease: Lease) -> int:
         put = Put(key, self._me, lease.id)
-        try:
+        with contextlib.suppress(StoreUnavailableError):  # it may have happened: the read tells
             await self._store.commit(Txn(when=(Unchanged(key, 0),), then=(put,)))
-        except StoreUnavailableError:
-            pass  # it may have happened: the read tells
         entry = await self._store.get(key)
         if entry is None:
             raise StoreUnavailableError(f"could not enter the election of {self._role}")

@@ -108,7 +108,7 @@ class LeaseKeeper:
                 log.debug("lease stream lost: %s", error)
             finally:
                 await requests.aclose()
-            await asyncio.sleep(RECONNECT_S * (0.5 + random.random()))  # noqa: S311  (jitter, not a secret)
+            await asyncio.sleep(RECONNECT_S * (0.5 + random.random()))
 
     async def _requests(self) -> AsyncGenerator[Any, None]:
         first = True

@@ -72,7 +72,7 @@ class Store:
         if not answer.kvs:
             return None
         entry = self._entry(answer.kvs[0])
-        assert entry is not None  # noqa: S101  (we named the key ourselves)
+        assert entry is not None
         if isinstance(entry.value, Corrupt):
             raise CorruptValueError(entry.value.error)
         return entry
@@ -111,7 +111,7 @@ class Store:
                 raise
             except StoreError as error:
                 log.debug("watch of %s lost: %s", prefix.decode(), error)
-                await asyncio.sleep(delay * (0.5 + random.random()))  # noqa: S311  (jitter, not a secret)
+                await asyncio.sleep(delay * (0.5 + random.random()))
                 delay = min(RETRY_S[1], delay * 2)
 
     async def _watch(self, prefix: bytes, revision: int) -> AsyncIterator[Changes]:

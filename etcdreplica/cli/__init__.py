@@ -1,0 +1,80 @@
+"""The `etcdreplica` command: parse, call, print, exit code.
+
+Exit codes: 0 done; 1 it could not be done, and the message says why; 2 the command line is wrong; 130 interrupted.
+Commands import what they need when they run, so that `--help` and `start` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from etcdreplica.errors import EtcdReplicaError, UsageError
+
+COMMANDS = {
+    "node": "daemons",
+    "watchdog": "daemons",
+    "manager": "daemons",
+    "dev": "daemons",
+    "start": "start",
+    "list": "show",
+    "status": "show",
+    "describe": "show",
+    "remove": "remove",
+    "demo": "demo",
+    "bench": "bench",
+}
+
+
+class Commands(click.Group):
+    """Loads the module of a command only when that command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return them in the order a reader needs them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"etcdreplica.cli.{COMMANDS[cmd_name]}")
+        command = getattr(module, f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="etcdreplica")
+def cli() -> None:
+    r"""Fail-over protection for ordinary applications, coordinated by etcd.
+
+    \b
+    Try it:      etcdreplica demo
+    On a laptop: etcdreplica dev
+    On a host:   etcdreplica node --etcd 10.0.0.1:2379,10.0.0.2:2379
+    """
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except UsageError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = 2
+    except EtcdReplicaError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code)

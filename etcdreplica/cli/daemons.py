@@ -1,0 +1,152 @@
+"""`node`, `watchdog`, `manager` and `dev`: the processes that run for long."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from etcdreplica.cli.options import connection_options, etcd_options, host_options, node_settings
+
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
+
+
+def _log(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+@click.command("node", short_help="Run this host: WatchDog and manager.")
+@host_options
+@click.option("--no-manager", is_flag=True, help="This host is never ReplicaManager.")
+@verbose_option
+def node_command(no_manager: bool, verbose: bool, **options: Any) -> None:
+    r"""Run this host's one daemon: the WatchDog, and a manager that campaigns to be ReplicaManager.
+
+    It runs in the foreground until SIGTERM or Ctrl-C, then hands over what it runs.
+
+    \b
+    Examples:
+      etcdreplica node --etcd 10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379
+      etcdreplica node --host db-1 --label zone=a --capacity 20
+    """
+    from etcdreplica.daemon.node import Node
+    from etcdreplica.daemon.service import serve
+    from etcdreplica.store import Store
+
+    _log(verbose)
+    settings = node_settings(**options)
+
+    async def run() -> None:
+        async with Store(settings.etcd, settings.cluster) as store:
+            await Node(settings, store, None if no_manager else _manager_environment(options)).run()
+
+    serve(run())
+
+
+@click.command("watchdog", short_help="Run only the WatchDog of this host.")
+@host_options
+@verbose_option
+def watchdog_command(verbose: bool, **options: Any) -> None:
+    r"""Run only the WatchDog of this host, without a manager beside it.
+
+    \b
+    Example:
+      etcdreplica watchdog --host db-1 --etcd 10.0.0.1:2379
+    """
+    from etcdreplica.daemon.service import serve
+    from etcdreplica.daemon.watchdog import WatchDog
+    from etcdreplica.store import Store
+
+    _log(verbose)
+    settings = node_settings(**options)
+
+    async def run() -> None:
+        async with Store(settings.etcd, settings.cluster) as store:
+            await WatchDog(settings, store).run()
+
+    serve(run())
+
+
+@click.command("manager", short_help="Run only a candidate for ReplicaManager.")
+@connection_options
+@click.option("--host", envvar="ETCDREPLICA_HOST", help="Name of this host. [default: its host name]")
+@click.option("--lease-ttl", "lease_ttl_s", envvar="ETCDREPLICA_LEASE_TTL", type=float, default=5.0, show_default=True)
+@click.option("--die-with-parent", is_flag=True, hidden=True)
+@verbose_option
+def manager_command(
+    host: str | None, lease_ttl_s: float, die_with_parent: bool, verbose: bool, cluster: str, **options: Any
+) -> None:
+    r"""Run only a candidate for ReplicaManager and SuperWatchDog. Several may run; one leads.
+
+    \b
+    Example:
+      etcdreplica manager --etcd 10.0.0.1:2379
+    """
+    import signal
+
+    from etcdreplica.app.kernel import die_with_parent as bind
+    from etcdreplica.daemon.manager import Manager
+    from etcdreplica.daemon.service import serve
+    from etcdreplica.daemon.settings import NodeSettings
+    from etcdreplica.store import Store
+
+    if die_with_parent:
+        bind(signal.SIGKILL)
+    _log(verbose)
+    named = {"host": host} if host else {}
+    settings = NodeSettings(cluster=cluster, etcd=etcd_options(**options), lease_ttl_s=lease_ttl_s, **named)  # type: ignore[arg-type]
+
+    async def run() -> None:
+        async with Store(settings.etcd, settings.cluster) as store:
+            await Manager(store, settings.host, settings.lease_ttl_s).run()
+
+    serve(run())
+
+
+@click.command("dev", short_help="Run an etcd and a node on this laptop.")
+@host_options
+@click.option("--port", type=int, default=2379, show_default=True, help="Where the embedded etcd listens on loopback.")
+@verbose_option
+def dev_command(port: int, verbose: bool, **options: Any) -> None:
+    r"""Run an embedded etcd and one node in one command, until Ctrl-C. For trying on a laptop, not for production.
+
+    Then, in another terminal, run any program with @protected in it; Ctrl-C here ends everything.
+
+    \b
+    Examples:
+      etcdreplica dev
+      etcdreplica dev --port 12379      # then: export ETCDREPLICA_ETCD=127.0.0.1:12379
+    """
+    from etcdreplica.daemon.node import Node
+    from etcdreplica.daemon.service import serve
+    from etcdreplica.store import Store
+    from etcdreplica.testing.etcd import EmbeddedEtcd
+
+    _log(verbose)
+    options["etcd"] = f"127.0.0.1:{port}"
+    settings = node_settings(**options)
+    data = Path(settings.state_dir, "dev-etcd")
+    with EmbeddedEtcd(port=port, data_dir=data) as etcd:
+        click.echo(f"etcd listens on {etcd.endpoint}, its data are in {data}; this host is {settings.host}. Ctrl-C ends all.")
+
+        async def run() -> None:
+            async with Store(settings.etcd, settings.cluster) as store:
+                await Node(settings, store, _manager_environment(options)).run()
+
+        serve(run())
+
+
+def _manager_environment(options: dict[str, Any]) -> dict[str, str]:
+    """Tell a manager child by environment what this command was told by options."""
+    names = ("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host")
+    given = {f"ETCDREPLICA_{name.upper()}": options[name] for name in names if options.get(name)}
+    return {
+        **given,
+        "ETCDREPLICA_LEASE_TTL": str(options["lease_ttl_s"]),
+        "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1"),
+    }

@@ -1,0 +1,144 @@
+"""Options that several commands share. Each can also be given by environment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from etcdreplica.errors import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from etcdreplica.daemon.settings import NodeSettings
+    from etcdreplica.store import EtcdOptions, Store
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CONNECTION = (
+    click.option(
+        "--etcd",
+        envvar="ETCDREPLICA_ETCD",
+        default="127.0.0.1:2379",
+        show_default=True,
+        metavar="HOST:PORT,...",
+        help="Endpoints of etcd. [$ETCDREPLICA_ETCD]",
+    ),
+    click.option(
+        "--cluster",
+        envvar="ETCDREPLICA_CLUSTER",
+        default="default",
+        show_default=True,
+        help="Name of the cluster; several may share one etcd. [$ETCDREPLICA_CLUSTER]",
+    ),
+    click.option("--etcd-ca", envvar="ETCDREPLICA_ETCD_CA", metavar="FILE", help="CA of etcd's certificate; turns TLS on."),
+    click.option("--etcd-cert", envvar="ETCDREPLICA_ETCD_CERT", metavar="FILE", help="Client certificate."),
+    click.option("--etcd-key", envvar="ETCDREPLICA_ETCD_KEY", metavar="FILE", help="Its key."),
+    click.option(
+        "--etcd-user",
+        envvar="ETCDREPLICA_ETCD_USER",
+        help="User of etcd; the password comes from $ETCDREPLICA_ETCD_PASSWORD.",
+    ),
+)
+_HOST = (
+    click.option("--host", envvar="ETCDREPLICA_HOST", help="Name of this host. [default: its host name]"),
+    click.option("--address", envvar="ETCDREPLICA_ADDRESS", help="Where other hosts reach it. [default: its host name]"),
+    click.option(
+        "--state-dir",
+        envvar="ETCDREPLICA_STATE_DIR",
+        type=click.Path(path_type=Path),
+        help="Where state and logs go. [default: /var/lib/etcdreplica, or ~/.local/state/etcdreplica]",
+    ),
+    click.option(
+        "--socket",
+        "socket_path",
+        envvar="ETCDREPLICA_SOCKET",
+        type=click.Path(path_type=Path),
+        help="Where applications reach the WatchDog. [default: in /run/etcdreplica, or in $XDG_RUNTIME_DIR]",
+    ),
+    click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this host; may be repeated."),
+    click.option("--capacity", type=int, default=100, show_default=True, help="How many replicas it may hold."),
+    click.option(
+        "--lease-ttl",
+        "lease_ttl_s",
+        envvar="ETCDREPLICA_LEASE_TTL",
+        type=float,
+        default=5.0,
+        show_default=True,
+        help="Seconds after which a host that is cut off counts as lost.",
+    ),
+)
+output_option = click.option(
+    "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
+)
+
+
+def _all(decorators: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def connection_options(function: F) -> F:
+    """Add the options that say which etcd and which cluster."""
+    return _all(_CONNECTION)(function)
+
+
+def host_options(function: F) -> F:
+    """Add the options of a host's daemon, the connection included."""
+    return _all((*_CONNECTION, *_HOST))(function)
+
+
+def etcd_options(
+    etcd: str, etcd_ca: str | None, etcd_cert: str | None, etcd_key: str | None, etcd_user: str | None, **_: Any
+) -> EtcdOptions:
+    """Build them from a command's parameters."""
+    from etcdreplica.store import EtcdOptions
+
+    return EtcdOptions(
+        endpoints=tuple(part.strip() for part in etcd.split(",") if part.strip()),
+        ca_file=etcd_ca,
+        cert_file=etcd_cert,
+        key_file=etcd_key,
+        user=etcd_user,
+        password=os.environ.get("ETCDREPLICA_ETCD_PASSWORD") if etcd_user else None,
+    )
+
+
+def node_settings(labels: tuple[str, ...], **options: Any) -> NodeSettings:
+    """Build them from a command's parameters. Raises ConfigurationError or UsageError."""
+    from etcdreplica.daemon.settings import NodeSettings
+
+    pairs = [label.partition("=") for label in labels]
+    for key, sign, _ in pairs:
+        if not key or not sign:
+            raise click.BadParameter(f"write it KEY=VALUE, not {key!r}", param_hint="--label")
+    given = ("host", "address", "state_dir", "socket_path", "capacity", "lease_ttl_s", "cluster")
+    return NodeSettings(
+        etcd=etcd_options(**options),
+        labels={key: value for key, _, value in pairs},
+        **{name: options[name] for name in given if options[name] is not None},
+    )
+
+
+def with_store(work: Callable[[Store], Awaitable[T]], **options: Any) -> T:
+    """Run `work` with a store, and fail fast with a clear message when etcd is not there."""
+    from etcdreplica.store import Store
+
+    async def run() -> T:
+        async with Store(etcd_options(**options), options["cluster"]) as store:
+            return await work(store)
+
+    try:
+        return asyncio.run(run())
+    except StoreUnavailableError as error:
+        raise StoreUnavailableError(
+            f"{error}: is it running, and is --etcd (or $ETCDREPLICA_ETCD) right? 'etcdreplica dev' starts one on a laptop"
+        ) from None

@@ -1,0 +1,215 @@
+"""`list`, `status` and `describe`: what is registered, and how it is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from etcdreplica.cli.options import connection_options, output_option, with_store
+from etcdreplica.errors import EtcdReplicaError
+
+if TYPE_CHECKING:
+    from etcdreplica.core.view import AppView, ClusterView
+    from etcdreplica.store import Store
+
+
+@click.command("list", short_help="Name the applications.")
+@connection_options
+@output_option
+def list_command(output: str, **options: Any) -> None:
+    r"""List the registered applications, one a line.
+
+    \b
+    Examples:
+      etcdreplica list
+      etcdreplica list -o json
+    """
+    picture = with_store(_picture, **options)
+    if output == "json":
+        click.echo(json.dumps(picture["applications"], indent=2))
+        return
+    _table(
+        ["name", "style", "degree", "state", "primary"],
+        [[a["name"], a["style"], a["degree"], _state(a), a["primary"]] for a in picture["applications"]],
+        empty="no application is registered",
+    )
+
+
+@click.command("status", short_help="Show applications, replicas, hosts and leaders.")
+@connection_options
+@output_option
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def status_command(output: str, names: tuple[str, ...], **options: Any) -> None:
+    r"""Show how the named applications are, or all of them, with the hosts and the leaders.
+
+    \b
+    Examples:
+      etcdreplica status
+      etcdreplica status shop -o json
+    """
+    picture = with_store(_picture, **options)
+    applications = picture["applications"] = _chosen(picture["applications"], names)
+    if output == "json":
+        click.echo(json.dumps(picture, indent=2))
+        return
+    rows = []
+    for app in applications:
+        first = [app["name"], app["style"], app["degree"], _state(app), app["epoch"]]
+        for replica in app["replicas"] or [{}]:
+            rows.append([*first, *(replica.get(key) for key in ("host", "role", "state", "pid", "endpoint"))])
+            first = [None] * 5
+    _table(
+        ["name", "style", "degree", "state", "epoch", "host", "role", "replica", "pid", "endpoint"],
+        rows,
+        empty="no application",
+    )
+    for app in applications:
+        if app["reason"]:
+            click.echo(f"{app['name']}: {app['reason']}")
+        for host, error in app["refusals"].items():
+            click.echo(f"{app['name']}: {host} cannot run it: {error}")
+        for error in app["corrupt"]:
+            click.echo(f"{app['name']}: {error}; left alone until it is mended or deleted with etcdctl")
+    if not names:
+        click.echo()
+        hosts = [[h["name"], h["address"], h["replicas"], h["capacity"], h["labels"], h["version"]] for h in picture["hosts"]]
+        _table(["host", "address", "replicas", "capacity", "labels", "version"], hosts, empty="no host is up")
+        for role, holder in picture["leaders"].items():
+            click.echo(f"leader of {role}: {holder or 'none'}")
+
+
+@click.command("describe", short_help="Tell everything about one application.")
+@connection_options
+@output_option
+@click.argument("name")
+def describe_command(output: str, name: str, **options: Any) -> None:
+    r"""Tell everything about one application: how it is registered, where it runs, what has failed.
+
+    \b
+    Examples:
+      etcdreplica describe shop
+      etcdreplica describe shop -o json
+    """
+
+    async def read(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        from etcdreplica.store import Corrupt, Kind
+
+        picture = await _picture(store)
+        history = await store.list(Kind.HISTORY, name)
+        return picture, [_plain(entry.value) for entry in history.entries if not isinstance(entry.value, Corrupt)]
+
+    picture, history = with_store(read, **options)
+    app = {**_chosen(picture["applications"], (name,))[0], "history": sorted(history, key=lambda event: event["wall"])}
+    if output == "json":
+        click.echo(json.dumps(app, indent=2))
+        return
+    for key in ("name", "style", "degree", "state", "degraded", "reason", "epoch", "primary", "successor", "hosts", "labels"):
+        click.echo(f"{key + ':':<12}{app[key]}")
+    click.echo(f"{'program:':<12}{' '.join(app['program']['argv'])}  (in {app['program']['cwd']})")
+    keys = ["host", "role", "state", "epoch", "pid", "endpoint"]
+    _table(keys, [[replica.get(key) for key in keys] for replica in app["replicas"]], empty="no replica")
+    for event in app["history"]:
+        failure = event["failure"]
+        click.echo(
+            f"{_time(event['wall'])}  {failure['host']} {failure['role']} {failure['kind']}: {failure['reason']}; {event['action']}"
+        )
+
+
+async def _picture(store: Store) -> dict[str, Any]:
+    from etcdreplica.core.view import ClusterView
+    from etcdreplica.store import Corrupt, Kind
+
+    snapshot = await store.list()
+    view, leaders = ClusterView(), {"manager": "", "superwatchdog": ""}
+    oldest: dict[str, int] = {}
+    for entry in snapshot.entries:
+        corrupt = isinstance(entry.value, Corrupt)
+        if entry.key.kind is Kind.LEADERS and not corrupt:
+            role = entry.key.names[0]
+            if entry.create_revision < oldest.get(role, entry.create_revision + 1):
+                oldest[role], leaders[role] = entry.create_revision, entry.value.host
+        value, error = (None, entry.value.error) if corrupt else (entry.value, "")
+        view.apply(entry.key.kind, entry.key.names, value, entry.mod_revision, entry.create_revision, error)
+    hosts = [{"name": n, **_plain(h.host), "replicas": view.seats[n]} for n, h in sorted(view.hosts.items())]
+    return {
+        "applications": [_application(view, app) for _, app in sorted(view.apps.items())],
+        "hosts": hosts,
+        "leaders": leaders,
+    }
+
+
+def _application(view: ClusterView, app: AppView) -> dict[str, Any]:
+    registration, assignment = app.registration, app.assignment
+    program = _plain(registration.program) if registration else {"argv": [], "cwd": ""}
+    program.pop("env", None)  # it may hold secrets
+    return {
+        "name": app.name,
+        "style": registration.style if registration else None,
+        "degree": registration.degree if registration else None,
+        "hosts": list(registration.hosts) if registration else [],
+        "labels": dict(registration.labels) if registration else {},
+        "program": program,
+        "state": "corrupt" if app.corrupt else assignment.state if assignment else "pending",
+        "degraded": assignment.degraded if assignment else False,
+        "reason": assignment.reason if assignment else "waiting for a ReplicaManager",
+        "refusals": dict(assignment.refusals) if assignment else {},
+        "corrupt": list(app.corrupt.values()),
+        "epoch": assignment.epoch if assignment else None,
+        "primary": assignment.primary.host if assignment and assignment.primary else None,
+        "successor": assignment.successor if assignment else None,
+        "replicas": _replicas(app),
+    }
+
+
+def _replicas(app: AppView) -> list[dict[str, Any]]:
+    found = []
+    for seat in app.assignment.seats if app.assignment else ():
+        replica = app.replica(seat)
+        role = "primary" if app.assignment and seat == app.assignment.primary else "backup"
+        shown = _plain(replica) if replica else {"state": "awaited", "epoch": None, "pid": None, "endpoint": None}
+        found.append({**shown, "host": seat.host, "role": role})
+    return found
+
+
+def _chosen(applications: list[dict[str, Any]], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    known = {app["name"]: app for app in applications}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        there = f"registered are: {', '.join(known)}" if known else "none is registered"
+        raise EtcdReplicaError(f"no application {', '.join(unknown)} ({there})")
+    return [known[name] for name in names] if names else applications
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    import msgspec
+
+    plain: dict[str, Any] = msgspec.to_builtins(record)
+    return plain
+
+
+def _state(app: dict[str, Any]) -> str:
+    return f"{app['state']}, degraded" if app["degraded"] else str(app["state"])
+
+
+def _time(wall: float) -> str:
+    import datetime
+
+    return datetime.datetime.fromtimestamp(wall).astimezone().isoformat(" ", "seconds")
+
+
+def _table(heads: list[str], rows: list[list[Any]], *, empty: str) -> None:
+    if not rows:
+        click.echo(empty)
+        return
+    texts = [[_cell(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [heads, *texts]) for i in range(len(heads))]
+    for row in [[head.upper() for head in heads], *texts]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{k}={v}" for k, v in value.items()) or "-"
+    return "-" if value is None or value == "" else str(value)

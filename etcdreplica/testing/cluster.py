@@ -1,0 +1,276 @@
+"""Several hosts on one machine: each a real node process with its own name, state directory and socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from etcdreplica.app.protocol import SOCKET_ENV
+from etcdreplica.core.view import ClusterView
+from etcdreplica.errors import EtcdReplicaError
+from etcdreplica.model import AssignmentState, Event, ReplicaState, Role
+from etcdreplica.store import Corrupt, EtcdOptions, Kind, Snapshot, Store
+from etcdreplica.testing.etcd import EmbeddedEtcd
+from etcdreplica.testing.processes import kill_tree, spawn_bound, stop
+
+
+class LocalHost:
+    """One host of a `LocalCluster`."""
+
+    def __init__(self, cluster: LocalCluster, name: str) -> None:
+        self.name = name
+        self.directory = cluster.directory / name
+        self.socket_path = self.directory / "s"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.programs: list[subprocess.Popen[bytes]] = []  # started by hand on this host
+        self._cluster = cluster
+
+    @property
+    def log_path(self) -> Path:
+        """Where the output of its node goes."""
+        return self.directory / "node.log"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program started on this host must have in its environment to find its WatchDog."""
+        return {**os.environ, SOCKET_ENV: str(self.socket_path)}
+
+    def start(self) -> None:
+        """Start its node."""
+        self.directory.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "etcdreplica", "node", "--host", self.name, "--state-dir", str(self.directory)]
+        command += ["--socket", str(self.socket_path), "--lease-ttl", str(self._cluster.lease_ttl_s)]
+        command += [*self._cluster.connection, *self._cluster.node_arguments.get(self.name, ())]
+        self.process = spawn_bound(command, log=self.log_path)
+
+    def kill(self) -> None:
+        """SIGKILL everything on it, as a power cut would."""
+        if self.process is not None:
+            kill_tree(self.process.pid)
+            self.process.wait()
+        self._kill_programs()
+
+    def stop(self, grace_s: float = 20.0) -> None:
+        """Stop its node in an orderly way, then whatever was started by hand."""
+        if self.process is not None:
+            stop(self.process, grace_s)
+        self._kill_programs()
+
+    def _kill_programs(self) -> None:
+        for program in self.programs:
+            program.kill()
+            program.wait()
+        self.programs.clear()
+
+
+class LocalCluster:
+    """N hosts and an etcd. `view` is kept up to date in the background; `wait_until` waits for it to look as wanted.
+
+    Start and use it from one thread that lives as long as it does; everything it started ends with that thread.
+    """
+
+    def __init__(
+        self,
+        hosts: int | Sequence[str] = 3,
+        *,
+        etcd: EmbeddedEtcd | None = None,
+        cluster: str = "test",
+        lease_ttl_s: float = 2.0,
+        directory: Path | None = None,
+        node_arguments: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        names = [f"host-{chr(97 + i)}" for i in range(hosts)] if isinstance(hosts, int) else list(hosts)
+        self.lease_ttl_s = lease_ttl_s
+        self.cluster = cluster
+        self.node_arguments = node_arguments or {}
+        self._own_directory = directory is None
+        self.directory = directory or Path(tempfile.mkdtemp(prefix="etcdreplica-"))
+        self._own_etcd = etcd is None
+        self.etcd = etcd or EmbeddedEtcd()
+        self.hosts = {name: LocalHost(self, name) for name in names}
+        self.view = ClusterView()
+        self.events: dict[tuple[str, int], Event] = {}  # by application and incarnation
+        self.leaders: dict[str, str] = {}  # by role: the host that leads
+        self._candidates: dict[str, dict[str, tuple[int, str]]] = {}
+        self._changed = threading.Condition()
+        self._observer: _Observer | None = None
+
+    @property
+    def connection(self) -> list[str]:
+        """The command line options that reach this cluster."""
+        return ["--etcd", self.etcd.endpoint, "--cluster", self.cluster]
+
+    def __enter__(self) -> LocalCluster:
+        try:
+            if self._own_etcd:
+                self.etcd.start()
+            self._observer = _Observer(self)
+            self._observer.start()
+            for host in self.hosts.values():
+                host.start()
+            self.wait_until(
+                lambda view: set(self.hosts) <= set(view.hosts) and {"manager", "superwatchdog"} <= set(self.leaders),
+                f"{len(self.hosts)} hosts and a leader",
+            )
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process and remove every file."""
+        for host in self.hosts.values():
+            host.kill()
+        if self._observer is not None:
+            self._observer.stop()
+        if self._own_etcd:
+            self.etcd.stop()
+        if self._own_directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def start(
+        self, program: str | Path, *arguments: str, host: str | None = None, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Run `python PROGRAM ARGUMENTS` on a host by hand, as a user would; the process becomes the first primary."""
+        return self.run([sys.executable, str(program), *arguments], host=host, env=env)
+
+    def run(
+        self, command: Sequence[str], *, host: str | None = None, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Run any command on a host by hand. Its output goes to `programs.log` of that host."""
+        chosen = self.hosts[host or next(iter(self.hosts))]
+        environment = {**chosen.environment, **(env or {})}
+        process = spawn_bound(command, log=chosen.directory / "programs.log", env=environment)
+        chosen.programs.append(process)
+        return process
+
+    def primary(self, app: str) -> tuple[str, int]:
+        """Return the primary's host and process id. Raises LookupError when it has none."""
+        known = self.view.apps.get(app)
+        for host, replica in list(known.replicas.items()) if known else ():
+            if replica.role is Role.PRIMARY and replica.pid is not None:
+                return host, replica.pid
+        raise LookupError(f"{app} has no primary")
+
+    def kill_replica(self, app: str) -> tuple[str, int]:
+        """SIGKILL the primary's process; return its host and process id."""
+        host, pid = self.primary(app)
+        os.kill(pid, signal.SIGKILL)
+        return host, pid
+
+    def wait_ready(self, app: str, *, after_epoch: int = 0, timeout: float = 30.0) -> int:
+        """Wait until the application has a running primary and its whole degree, all ready; return its epoch."""
+
+        def is_ready(view: ClusterView) -> bool:
+            known = view.apps.get(app)
+            assignment = known.assignment if known else None
+            if not known or not assignment or assignment.state is not AssignmentState.ACTIVE or assignment.degraded:
+                return False
+            replicas = [known.replica(seat) for seat in assignment.seats]
+            if assignment.epoch <= after_epoch or any(r is None or r.state is ReplicaState.STARTING for r in replicas):
+                return False
+            alone = len(replicas) == 1 or assignment.successor is not None
+            return replicas[0] is not None and replicas[0].state is ReplicaState.RUNNING and alone
+
+        self.wait_until(is_ready, f"{app} to be ready", timeout)
+        found = self.view.apps[app].assignment
+        assert found is not None
+        return found.epoch
+
+    def wait_until(self, condition: Callable[[ClusterView], bool], what: str, timeout: float = 30.0) -> None:
+        """Wait until the view satisfies a condition. Raises EtcdReplicaError, with the node logs' ends, after `timeout`."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while not condition(self.view):
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    raise EtcdReplicaError(f"waited {timeout:g} s in vain for {what}\n{self.describe()}")
+
+    def describe(self) -> str:
+        """Return what is known, for messages of failed tests."""
+        lines = [f"hosts up: {sorted(self.view.hosts)}; leaders: {self.leaders}"]
+        for app in self.view.apps.values():
+            lines += [f"{app.name}: {app.assignment}", *(f"  {host}: {r}" for host, r in app.replicas.items())]
+            lines += [f"  {failure}" for failure in app.failures.values()]
+        for host in self.hosts.values():
+            for log in (host.log_path, host.directory / "programs.log", *host.directory.glob("logs/*.log")):
+                if log.exists():
+                    lines.append(f"--- {host.name} {log.name}\n{log.read_text(errors='replace')[-1500:]}")
+        return "\n".join(lines)
+
+    def _take(self, batch: Any) -> None:
+        with self._changed:
+            if isinstance(batch, Snapshot):
+                self.view.clear()
+                self._candidates.clear()
+                self.leaders.clear()
+            for entry in batch.entries:
+                value = None if isinstance(entry.value, Corrupt) else entry.value
+                kind, names = entry.key.kind, entry.key.names
+                self.view.apply(kind, names, value, entry.mod_revision, entry.create_revision)
+                if kind is Kind.HISTORY and value is not None:
+                    self.events[names[0], int(names[1])] = value
+                elif kind is Kind.LEADERS:
+                    self._take_leader(names, value, entry.create_revision)
+            self.view.revision = batch.revision
+            self._changed.notify_all()
+
+    def _take_leader(self, names: tuple[str, ...], value: Any, created: int) -> None:
+        candidates = self._candidates.setdefault(names[0], {})
+        if value is None:
+            candidates.pop(names[1], None)
+        else:
+            candidates[names[1]] = (created, value.host)
+        self.leaders.pop(names[0], None)
+        if candidates:
+            self.leaders[names[0]] = min(candidates.values())[1]
+
+
+class _Observer(threading.Thread):
+    """Follows the cluster in a loop of its own."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        super().__init__(name="etcdreplica-observer", daemon=True)
+        self._cluster = cluster
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready = threading.Event()
+
+    def run(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(self._follow())
+        self._ready.set()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ready.wait()
+        if self._loop is not None and self._task is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._task.cancel)
+        self.join()
+
+    async def _follow(self) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._ready.set()
+        options = EtcdOptions((self._cluster.etcd.endpoint,))
+        async with (
+            Store(options, self._cluster.cluster) as store,
+            contextlib.aclosing(store.follow()) as batches,
+        ):
+            async for batch in batches:
+                self._cluster._take(batch)

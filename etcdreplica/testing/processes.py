@@ -1,0 +1,64 @@
+"""Child processes that never outlive whoever started them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+_BOUND = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); "
+    "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def spawn_bound(
+    command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program that the kernel kills when the calling thread ends, with its output in a file."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-S", "-c", _BOUND, str(os.getpid()), *command],
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Ask a process to end, and kill it if it does not."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Yield every process started below `pid`, nearest first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    level = [pid]
+    while level:
+        level = [child for parent in level for child in children.get(parent, ())]
+        yield from level
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and everything below it, the process first: as close to a power cut as a machine allows."""
+    for each in [pid, *descendants(pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
