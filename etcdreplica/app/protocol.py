@@ -82,4 +82,4 @@ def default_runtime_directory() -> Path:
         return Path("/run/etcdreplica")
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "etcdreplica"
-    return Path(f"/tmp/etcdreplica-{os.geteuid()}")
+    return Path(f"/tmp/etcdreplica-{os.geteuid()}")  # noqa: S108

@@ -113,7 +113,8 @@ def describe_command(output: str, name: str, **options: Any) -> None:
     for event in app["history"]:
         failure = event["failure"]
         click.echo(
-            f"{_time(event['wall'])}  {failure['host']} {failure['role']} {failure['kind']}: {failure['reason']}; {event['action']}"
+            f"{_time(event['wall'])}  {failure['host']} {failure['role']} {failure['kind']}: "
+            f"{failure['reason']}; {event['action']}"
         )
 
 
