@@ -1,15 +1,20 @@
 """Fail-over protection for ordinary applications, coordinated by etcd.
 
-Write `@protected(style="warm", degree=2)` over your `main`, run one daemon on each host (`etcdreplica node`), and exactly
-one copy is primary. Importing this package and decorating load neither gRPC nor an etcd client and do no I/O.
+Write `@protected(style="warm", degree=2)` over your `main`, run one daemon on each host (`etcdreplica node`), and
+exactly one copy is primary. Importing this package and decorating load neither gRPC nor an etcd client, and do no I/O.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from etcdreplica.app.decorator import protected
 from etcdreplica.app.replica import Replica
 from etcdreplica.errors import EtcdReplicaError, NoWatchDogError, RefusedError, UsageError
-from etcdreplica.model import Override, Role, Style
+from etcdreplica.words import Role, Style
+
+if TYPE_CHECKING:
+    from etcdreplica.model import Override
 
 __all__ = [
     "EtcdReplicaError",
@@ -23,3 +28,12 @@ __all__ = [
     "protected",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load on first use what most programs never use."""
+    if name == "Override":
+        from etcdreplica.model import Override
+
+        return Override
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

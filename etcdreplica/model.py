@@ -8,37 +8,11 @@ fields ending in `_wall` are Unix time for people; neither decides anything on a
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Mapping
 
 from attrs import Factory, evolve, field, frozen
 
-from etcdreplica.errors import UsageError
-
-NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-MAX_DEGREE = 30
-
-
-class Style(enum.StrEnum):
-    """What backups do while they are backups."""
-
-    COLD = "cold"
-    WARM = "warm"
-    HOT = "hot"
-
-
-class Role(enum.StrEnum):
-    """What a replica is to its application."""
-
-    PRIMARY = "primary"
-    BACKUP = "backup"
-
-
-class Keep(enum.StrEnum):
-    """Whether a body that returns ends the application."""
-
-    UNTIL_DONE = "until-done"
-    ALWAYS = "always"
+from etcdreplica.words import Keep, Role, Style, check_degree, check_name, check_stop_timeout
 
 
 class ReplicaState(enum.StrEnum):
@@ -75,23 +49,6 @@ class FailureKind(enum.StrEnum):
     REFUSED = "refused"  # the host cannot run the program
     RETURNED = "returned"  # the body returned although keep="always"
     HANDOVER = "handover"
-
-
-def check_name(what: str, name: object) -> str:
-    """Return `name` if it can stand in a key and a file name, else raise `UsageError`."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise UsageError(
-            f"bad {what} {name!r}: use 1 to 63 letters, digits, '.', '_' or '-', beginning and ending with a letter or digit"
-        )
-    return name
-
-
-def parse_style(value: object) -> Style:
-    """Turn a word of the user into a `Style`."""
-    try:
-        return Style(value)  # type: ignore[arg-type]
-    except ValueError:
-        raise UsageError(f"unknown style {value!r}: use one of {', '.join(Style)}") from None
 
 
 @frozen
@@ -151,15 +108,11 @@ class Registration:
 
     @degree.validator
     def _check_degree(self, _: object, value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_DEGREE:
-            raise UsageError(f"bad degree {value!r}: it is the number of copies, a whole number from 1 to {MAX_DEGREE}")
-        if self.hosts and value > len(set(self.hosts)):
-            raise UsageError(f"degree {value} cannot be met on {len(set(self.hosts))} host(s): name more hosts or lower it")
+        check_degree(value, self.hosts)
 
     @stop_timeout_s.validator
     def _check_stop_timeout(self, _: object, value: float) -> None:
-        if not 0 <= value <= 3600:
-            raise UsageError(f"bad stop_timeout {value!r}: seconds from 0 to 3600")
+        check_stop_timeout(value)
 
     def __attrs_post_init__(self) -> None:
         for host in (*self.hosts, *self.overrides):

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
-
-from attrs import evolve, frozen
+from typing import TYPE_CHECKING, overload
 
 from etcdreplica.app.program import capture, default_name
-from etcdreplica.app.replica import Replica
 from etcdreplica.app.session import Session, only_one
 from etcdreplica.errors import UsageError
-from etcdreplica.model import Keep, Override, Program, Registration, parse_style
+from etcdreplica.words import check_degree, check_name, check_stop_timeout, parse_keep, parse_style
 
-P = ParamSpec("P")
-R = TypeVar("R")
-ATTRIBUTE = "__etcdreplica__"
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from typing import Any, Concatenate, ParamSpec, TypeVar
 
+    from etcdreplica.app.replica import Replica
+    from etcdreplica.model import Override
 
-@frozen
-class Protection:
-    """What the decorator was told; `registration` adds what only the running process knows."""
+    P = ParamSpec("P")
+    R = TypeVar("R")
 
-    function: Callable[..., Any]
-    template: Registration
-    name: str | None
-
-    def registration(self) -> Registration:
-        """Return the registration of the program this process runs."""
-        return evolve(self.template, name=self.name or default_name(self.function), program=capture())
+_CO_VARARGS, _CO_COROUTINE = 0x04, 0x80  # as in inspect, which costs 8 ms to import
 
 
 @overload
@@ -80,104 +70,96 @@ def protected(
         UsageError: here, for a bad argument; nothing has been changed.
         NoWatchDogError, RefusedError: when the decorated function is called.
     """
-    if function is None:
-        return functools.partial(
-            _protect,
-            style=style,
-            degree=degree,
-            name=name,
-            hosts=hosts,
-            labels=labels,
-            keep=keep,
-            stop_timeout=stop_timeout,
-            overrides=overrides,
-        )
-    return _protect(
-        function,
-        style=style,
-        degree=degree,
-        name=name,
-        hosts=hosts,
-        labels=labels,
-        keep=keep,
-        stop_timeout=stop_timeout,
-        overrides=overrides,
-    )
+    if isinstance(hosts, str):
+        raise UsageError(f"hosts must be a list of names, not the text {hosts!r}")
+    allowed = tuple(dict.fromkeys(check_name("host name", host) for host in hosts or ()))
+    options = {
+        "style": parse_style(style).value,
+        "degree": check_degree(degree, allowed),
+        "hosts": allowed,
+        "labels": dict(labels or {}),
+        "keep": parse_keep(keep).value,
+        "stop_timeout_s": check_stop_timeout(stop_timeout),
+        "overrides": {check_name("host name", host): _plain(given) for host, given in (overrides or {}).items()},
+    }
+    if name is not None:
+        options["name"] = check_name("application name", name)
+
+    def protect(body: Callable[..., Any]) -> Callable[..., Any]:
+        return _protect(body, options)
+
+    return protect if function is None else protect(function)
 
 
-def _protect(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    if inspect.isclass(function) or not callable(function):
-        raise UsageError(f"@protected takes a function or an async function, not {function!r}")
-    protection = Protection(function, _template(**options), options["name"])
-    takes_replica = bool(inspect.signature(function).parameters)
+def is_protected(function: object) -> bool:
+    """Whether `@protected` made it."""
+    return hasattr(function, "__etcdreplica__")
 
-    if inspect.iscoroutinefunction(function):
 
-        @functools.wraps(function)
+def _protect(body: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    if isinstance(body, type) or not callable(body):
+        raise UsageError(f"@protected takes a function or an async function, not {body!r}")
+    is_async, takes_replica = _shape(body)
+
+    def session() -> Session:
+        return Session({"name": default_name(body), **options, "program": capture()})
+
+    def call(replica: Replica, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return body(replica, *args, **kwargs) if takes_replica else body(*args, **kwargs)
+
+    if is_async:
+
+        @functools.wraps(body)
         async def run_async(*args: Any, **kwargs: Any) -> Any:
-            return await _run_async(protection, (lambda r: (r, *args)) if takes_replica else (lambda _: args), kwargs)
+            return await _run_async(session, lambda replica: call(replica, args, kwargs))
 
         wrapper: Callable[..., Any] = run_async
     else:
 
-        @functools.wraps(function)
+        @functools.wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
-            return _run(protection, (lambda r: (r, *args)) if takes_replica else (lambda _: args), kwargs)
+            return _run(session, lambda replica: call(replica, args, kwargs))
 
         wrapper = run
-    setattr(wrapper, ATTRIBUTE, protection)
+    wrapper.__etcdreplica__ = True  # type: ignore[attr-defined]
     return wrapper
 
 
-def _template(
-    *,
-    style: str,
-    degree: int,
-    name: str | None,
-    hosts: Sequence[str] | None,
-    labels: Mapping[str, str] | None,
-    keep: str,
-    stop_timeout: float,
-    overrides: Mapping[str, Override] | None,
-) -> Registration:
-    if isinstance(hosts, str):
-        raise UsageError(f"hosts must be a list of names, not the text {hosts!r}")
-    if keep not in list(Keep):
-        raise UsageError(f"unknown keep {keep!r}: use one of {', '.join(Keep)}")
-    return Registration(
-        name="unnamed" if name is None else name,
-        style=parse_style(style),
-        degree=degree,
-        program=Program((), ""),
-        hosts=tuple(dict.fromkeys(hosts or ())),
-        labels=dict(labels or {}),
-        keep=Keep(keep),
-        stop_timeout_s=float(stop_timeout),
-        overrides=dict(overrides or {}),
-    )
+def _shape(body: Callable[..., Any]) -> tuple[bool, bool]:
+    """Return whether it is an `async def`, and whether it takes a replica."""
+    code = getattr(body, "__code__", None)
+    if code is not None and not hasattr(body, "__self__"):
+        return bool(code.co_flags & _CO_COROUTINE), bool(code.co_argcount or code.co_flags & _CO_VARARGS)
+    import inspect
+
+    return inspect.iscoroutinefunction(body), bool(inspect.signature(body).parameters)
 
 
-def _run(protection: Protection, arguments: Callable[[Replica], tuple[Any, ...]], kwargs: Mapping[str, Any]) -> Any:
+def _plain(override: Override) -> dict[str, Any]:
+    import attrs
+
+    if not attrs.has(type(override)):
+        raise UsageError(f"overrides takes etcdreplica.Override for each host, not {override!r}")
+    return attrs.asdict(override)
+
+
+def _run(make_session: Callable[[], Session], call: Callable[[Replica], Any]) -> Any:
     with only_one():
-        session = Session(protection.registration())
+        session = make_session()
         with session.signals():
             session.open()
             replica = session.wait_for_turn()
-            return _ended(session, protection.function, arguments(replica), kwargs)
+            session.begin()
+            try:
+                result = call(replica)
+            except BaseException as error:
+                session.end(error)
+                raise
+            session.end(None)
+            return result
 
 
-def _ended(session: Session, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    session.begin()
-    try:
-        result = function(*args, **kwargs)
-    except BaseException as error:
-        session.end(error)
-        raise
-    session.end(None)
-    return result
-
-
-async def _run_async(protection: Protection, arguments: Callable[[Replica], tuple[Any, ...]], kwargs: Mapping[str, Any]) -> Any:
+async def _run_async(make_session: Callable[[], Session], call: Callable[[Replica], Coroutine[Any, Any, Any]]) -> Any:
     import asyncio
 
     def prepare() -> Replica:
@@ -185,13 +167,12 @@ async def _run_async(protection: Protection, arguments: Callable[[Replica], tupl
         return session.wait_for_turn()
 
     with only_one():
-        session = Session(protection.registration())
+        session = make_session()
         with session.signals():
             replica = await asyncio.to_thread(prepare)
             session.begin()
-            body: Coroutine[Any, Any, Any] = protection.function(*arguments(replica), **kwargs)
             try:
-                result = await body
+                result = await call(replica)
             except BaseException as error:
                 await asyncio.to_thread(session.end, error)
                 raise

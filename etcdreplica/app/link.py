@@ -8,20 +8,24 @@ import select
 import socket
 import threading
 from collections import deque
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from etcdreplica.app.protocol import STANDALONE_ENV, Decoder, Message, encode
+from etcdreplica.app.protocol import STANDALONE_ENV, Decoder, encode
 from etcdreplica.errors import NoWatchDogError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from etcdreplica.app.protocol import Message
 
 
 class Link:
     """Sends from any thread; one thread receives. `wake` is safe in a signal handler."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._socket.connect(str(path))
+            self._socket.connect(path)
         except OSError as error:
             self._socket.close()
             raise NoWatchDogError(

@@ -6,12 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from etcdreplica.app.protocol import DETACH_ENV
 from etcdreplica.errors import UsageError
-from etcdreplica.model import Program
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # Variables that belong to one login, terminal or service invocation, or to this host's own etcdreplica.
 _LOCAL = re.compile(
@@ -21,8 +22,8 @@ _LOCAL = re.compile(
 )
 
 
-def capture() -> Program:
-    """Return the command, directory and environment that start this program again.
+def capture() -> dict[str, Any]:
+    """Return the command, directory and environment that start this program again, as `model.Program` has them.
 
     `sys.orig_argv` is the command line as the kernel saw it, so scripts, `-m`, `-c`, console scripts and interpreter
     options all come out right. Raises UsageError for a program that only exists in this process.
@@ -34,13 +35,12 @@ def capture() -> Program:
     by_name = any(re.fullmatch(r"-[a-zA-Z]*[cm]", a) for a in arguments)
     if not arguments or arguments[-1] == "-" or (script is None and not by_name):
         raise UsageError("a program typed in or read from standard input cannot be started on another host: use a file")
-    needs = (str(Path(script).resolve()),) if script and not by_name else ()
-    return Program(
-        argv=(sys.executable, *arguments),
-        cwd=str(Path.cwd()),
-        env={name: value for name, value in os.environ.items() if not _LOCAL.fullmatch(name)},
-        needs=needs,
-    )
+    return {
+        "argv": [sys.executable, *arguments],
+        "cwd": os.getcwd(),  # noqa: PTH109  (pathlib would cost every import 3 ms)
+        "env": {name: value for name, value in os.environ.items() if not _LOCAL.fullmatch(name)},
+        "needs": [os.path.abspath(script)] if script and not by_name else [],  # noqa: PTH100
+    }
 
 
 def default_name(function: Callable[..., Any]) -> str:
@@ -49,7 +49,8 @@ def default_name(function: Callable[..., Any]) -> str:
     if module == "__main__":
         main = sys.modules["__main__"]
         spec = getattr(main, "__spec__", None)
-        module = spec.name if spec else Path(getattr(main, "__file__", None) or "app").stem
+        script = os.path.basename(getattr(main, "__file__", None) or "app")  # noqa: PTH119
+        module = spec.name if spec else os.path.splitext(script)[0]  # noqa: PTH122
     name = module.removesuffix(".__main__")
     if function.__qualname__ != "main":
         name += f".{function.__qualname__}"

@@ -13,8 +13,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from etcdreplica.errors import ProtocolError
 
@@ -26,7 +25,10 @@ DETACH_ENV = "ETCDREPLICA_DETACH"  # "1": only register (`etcdreplica start --de
 STANDALONE_ENV = "ETCDREPLICA_STANDALONE"
 _LENGTH = struct.Struct(">I")
 
-Message = Mapping[str, Any]
+if TYPE_CHECKING:
+    from typing import Any
+
+Message = Mapping[str, "Any"]
 
 
 def encode(kind: str, **fields: Any) -> bytes:
@@ -69,17 +71,17 @@ def _message(body: bytes) -> Message:
     return message
 
 
-def default_socket() -> Path:
-    """Return where this user's WatchDog listens: $ETCDREPLICA_SOCKET, else a per-user default."""
+def default_socket() -> str:
+    """Return where this user's WatchDog listens: $ETCDREPLICA_SOCKET, else a place of the user's own.
+
+    That is in /run/etcdreplica for root, else below $XDG_RUNTIME_DIR, else in /tmp under the user's number.
+    """
     if named := os.environ.get(SOCKET_ENV):
-        return Path(named)
-    return default_runtime_directory() / "watchdog.sock"
-
-
-def default_runtime_directory() -> Path:
-    """/run/etcdreplica for root, else below $XDG_RUNTIME_DIR, else in /tmp under the user's number."""
+        return named
     if os.geteuid() == 0:
-        return Path("/run/etcdreplica")
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "etcdreplica"
-    return Path(f"/tmp/etcdreplica-{os.geteuid()}")  # noqa: S108
+        directory = "/run/etcdreplica"
+    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        directory = f"{runtime}/etcdreplica"
+    else:
+        directory = f"/tmp/etcdreplica-{os.geteuid()}"  # noqa: S108  (the WatchDog refuses one that is not ours)
+    return f"{directory}/watchdog.sock"

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from etcdreplica.clock import boottime
 from etcdreplica.errors import UsageError
-from etcdreplica.model import Role
+from etcdreplica.words import Role
 
-log = logging.getLogger("etcdreplica")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from etcdreplica.app.link import Link
+
+    RoleCallback = Callable[[Role, int], Any]
 
 HEARTBEAT_S = 0.25  # heartbeats closer than this are one message
-RoleCallback = Callable[[Role, int], Any]
-
-
-class Outbox(Protocol):
-    """Where the handle's messages go."""
-
-    def send(self, kind: str, **fields: Any) -> None:
-        """Send one message to the WatchDog."""
 
 
 class Replica:
     """One running copy of an application, as its own body sees it. All members may be used from any thread."""
 
-    def __init__(self, name: str, host: str, role: Role, epoch: int, outbox: Outbox | None) -> None:
+    def __init__(self, name: str, host: str, role: Role, epoch: int, link: Link | None) -> None:
         self._name = name
         self._host = host
         self._is = (role, epoch)
-        self._outbox = outbox
+        self._link = link
         self._stop = threading.Event()
         self._callbacks: list[RoleCallback] = []
         self._beat_at = 0.0
@@ -78,16 +74,16 @@ class Replica:
     def heartbeat(self) -> None:
         """Tell that the body makes progress. Cheap enough for an inner loop: most calls only read a clock."""
         now = boottime()
-        if self._outbox and now - self._beat_at >= HEARTBEAT_S:
+        if self._link and now - self._beat_at >= HEARTBEAT_S:
             self._beat_at = now
-            self._outbox.send("progress", at=now)
+            self._link.send("progress", at=now)
 
     def advertise(self, endpoint: str) -> None:
         """Publish where clients reach this copy, as a URL or HOST:PORT; `etcdreplica describe` shows it."""
         if not isinstance(endpoint, str) or not 0 < len(endpoint) <= 1024:
             raise UsageError(f"bad endpoint {endpoint!r}: a text of 1 to 1024 characters")
-        if self._outbox:
-            self._outbox.send("advertise", endpoint=endpoint)
+        if self._link:
+            self._link.send("advertise", endpoint=endpoint)
 
     def _become(self, role: Role, epoch: int) -> None:
         changed = role is not self.role
@@ -96,7 +92,9 @@ class Replica:
             try:
                 callback(role, epoch)
             except Exception:
-                log.exception("a role-change callback of %s raised", self._name)
+                import logging
+
+                logging.getLogger("etcdreplica").exception("a role-change callback of %s raised", self._name)
 
     def _ask_to_stop(self) -> None:
         self._stop.set()

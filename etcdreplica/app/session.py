@@ -8,26 +8,26 @@ a running copy kills itself at once; its lease then outlives it.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
 import threading
-import traceback
-from collections.abc import Iterator
-from types import FrameType
-
-from attrs import asdict
+from typing import TYPE_CHECKING
 
 from etcdreplica.app.kernel import die_with_parent
 from etcdreplica.app.link import Link
-from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, STANDALONE_ENV, VERSION, Message, default_socket
+from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, STANDALONE_ENV, VERSION, default_socket
 from etcdreplica.app.replica import Replica
 from etcdreplica.clock import boottime
 from etcdreplica.errors import EtcdReplicaError, NoWatchDogError, ProtocolError, RefusedError
-from etcdreplica.model import Registration, Role, Style
+from etcdreplica.words import Role, Style
 
-log = logging.getLogger("etcdreplica")
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import FrameType
+    from typing import Any
+
+    from etcdreplica.app.protocol import Message
 
 PATIENCE_S = 5.0  # after this long without a place, say so
 DONE_S = 5.0  # how long to wait until the WatchDog has taken note of the end
@@ -46,8 +46,10 @@ class RegisteredOnly(SystemExit):
 class Session:
     """The connection of one protected call. `open`, then `wait_for_turn`, then `begin`, then `end`."""
 
-    def __init__(self, registration: Registration) -> None:
+    def __init__(self, registration: Mapping[str, Any]) -> None:
+        """`registration` has the fields of `model.Registration`, as JSON knows them."""
         self._registration = registration
+        self._name: str = registration["name"]
         self._link: Link | None = None
         self._begun = threading.Event()
         self._ended = threading.Event()
@@ -58,7 +60,7 @@ class Session:
 
     def open(self) -> None:
         """Meet the WatchDog and get a place. Raises NoWatchDogError, RefusedError, ProtocolError, RegisteredOnly."""
-        name = self._registration.name
+        name = self._name
         if os.environ.get(STANDALONE_ENV) == "1":
             self.replica = Replica(name, socket.gethostname(), Role.PRIMARY, 1, None)
             return
@@ -66,7 +68,7 @@ class Session:
         incarnation = os.environ.get(INCARNATION_ENV)
         if incarnation is None:
             adopt = os.environ.get(DETACH_ENV) != "1"
-            self._link.send("hello", version=VERSION, adopt=adopt, registration=asdict(self._registration))
+            self._link.send("hello", version=VERSION, adopt=adopt, registration=self._registration)
         else:
             self._link.send("hello", version=VERSION, app=name, incarnation=int(incarnation))
         try:
@@ -85,7 +87,7 @@ class Session:
         """Return the handle when the body may run. Raises SystemExit when this copy is to end before."""
         replica = self.replica
         assert replica is not None
-        while self._link and self._registration.style is not Style.HOT and replica.role is not Role.PRIMARY:
+        while self._link and self._registration["style"] != Style.HOT and replica.role is not Role.PRIMARY:
             self._take(self._next(patience=None))
             if replica.stopping:
                 raise SystemExit(0)
@@ -105,7 +107,7 @@ class Session:
         if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
             link.send("done")
         else:
-            link.send("failed", reason="".join(traceback.format_exception_only(error)).strip()[-2000:])
+            link.send("failed", reason=f"{type(error).__name__}: {error}"[:2000])
         self._acknowledged.wait(DONE_S)
         link.shut()
 
@@ -148,7 +150,9 @@ class Session:
             if self._leaving:
                 self._link.send("leaving")
                 raise SystemExit(0)
-            log.warning("%s: still waiting for a place from the ReplicaManager", self._registration.name)
+            import logging
+
+            logging.getLogger("etcdreplica").warning("%s: still waiting for a place from the ReplicaManager", self._name)
 
     def _listen(self) -> None:
         assert self._link is not None
@@ -180,7 +184,7 @@ class Session:
     def _die(self, error: EtcdReplicaError) -> None:
         """Stop being a replica: without a WatchDog another copy may be primary soon."""
         with contextlib.suppress(OSError):
-            os.write(2, f"etcdreplica: {self._registration.name}: {error}; this copy stops at once\n".encode())
+            os.write(2, f"etcdreplica: {self._name}: {error}; this copy stops at once\n".encode())
         leads_group = os.getpgid(0) == os.getpid()
         (os.killpg if leads_group else os.kill)(os.getpid(), signal.SIGKILL)
 

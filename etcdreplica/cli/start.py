@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from etcdreplica.app.decorator import is_protected, protected
+from etcdreplica.app.session import RegisteredOnly
 from etcdreplica.errors import UsageError
 
 
@@ -37,8 +39,6 @@ def start_command(
     """
     if detach:
         os.environ["ETCDREPLICA_DETACH"] = "1"
-    from etcdreplica.app.session import RegisteredOnly
-
     options = {key: value for key, value in (("style", style), ("degree", degree), ("name", name)) if value is not None}
     try:
         if target.endswith(".py"):
@@ -61,12 +61,10 @@ def _run_script(target: str, arguments: tuple[str, ...], options: dict[str, Any]
 
 def _run_function(target: str, arguments: tuple[str, ...], options: dict[str, Any]) -> None:
     function = _load(target)
-    if hasattr(function, "__etcdreplica__"):
+    if is_protected(function):
         if options:
             raise UsageError(f"{target} is decorated with @protected already: leave --style, --degree and --name away")
     else:
-        from etcdreplica import protected
-
         function = protected(**options)(function)
     sys.argv = [target, *arguments]
     result = function()

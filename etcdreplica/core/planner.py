@@ -14,17 +14,8 @@ from attrs import Factory, define, evolve, field, frozen
 from etcdreplica.core.lifecycle import PROMOTABLE
 from etcdreplica.core.restarts import RestartPolicy, restart_delay_s, strikes_after
 from etcdreplica.core.view import AppView, ClusterView
-from etcdreplica.model import (
-    Assignment,
-    AssignmentState,
-    Event,
-    Failure,
-    FailureKind,
-    Registration,
-    ReplicaState,
-    Role,
-    Seat,
-)
+from etcdreplica.model import Assignment, AssignmentState, Event, Failure, FailureKind, Registration, ReplicaState, Seat
+from etcdreplica.words import Role
 
 ZONE = "zone"  # the host label by which replicas are spread
 HISTORY_KEPT = 20

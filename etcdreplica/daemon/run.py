@@ -25,20 +25,9 @@ from etcdreplica.daemon.process import ReplicaProcess, check_program
 from etcdreplica.daemon.settings import FENCE_MARGIN_S, NodeSettings
 from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.errors import ProtocolError, RefusedError, StoreError
-from etcdreplica.model import (
-    Failure,
-    FailureKind,
-    Keep,
-    Placement,
-    Program,
-    Registration,
-    Replica,
-    ReplicaState,
-    Role,
-    Style,
-    Succession,
-)
+from etcdreplica.model import Failure, FailureKind, Placement, Program, Registration, Replica, ReplicaState, Succession
 from etcdreplica.store import Delete, Exists, Key, Kind, Lease, Put, Store, Txn, Unchanged
+from etcdreplica.words import Keep, Role, Style
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from attrs import Factory, field, frozen
 
 from etcdreplica.app.protocol import default_socket
 from etcdreplica.errors import ConfigurationError
-from etcdreplica.model import check_name
 from etcdreplica.store import EtcdOptions
+from etcdreplica.words import check_name
 
 MIN_TTL_S = 2.0  # etcd grants no shorter lease with its default election timings
 FENCE_MARGIN_S = 0.5  # a WatchDog begins to kill this long before its lease could end
@@ -32,7 +32,7 @@ class NodeSettings:
     host: str = field(factory=lambda: socket.gethostname().partition(".")[0])
     cluster: str = "default"
     etcd: EtcdOptions = Factory(EtcdOptions)
-    socket_path: Path = field(factory=default_socket)
+    socket_path: Path = field(factory=lambda: Path(default_socket()))
     state_dir: Path = field(factory=default_state_directory)
     address: str = field(factory=socket.gethostname)
     labels: Mapping[str, str] = Factory(dict)

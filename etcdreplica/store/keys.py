@@ -13,6 +13,7 @@ import msgspec
 from attrs import frozen
 
 from etcdreplica import model
+from etcdreplica.words import check_name
 
 
 class Kind(enum.StrEnum):
@@ -77,7 +78,7 @@ class Keyspace:
     """The keys of one cluster."""
 
     def __init__(self, cluster: str) -> None:
-        self.cluster = model.check_name("cluster name", cluster)
+        self.cluster = check_name("cluster name", cluster)
         self.root = f"/etcdreplica/{cluster}/"
 
     def path(self, key: Key) -> bytes:

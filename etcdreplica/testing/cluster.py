@@ -20,10 +20,11 @@ from typing import Any
 from etcdreplica.app.protocol import SOCKET_ENV
 from etcdreplica.core.view import ClusterView
 from etcdreplica.errors import EtcdReplicaError
-from etcdreplica.model import AssignmentState, Event, ReplicaState, Role
+from etcdreplica.model import AssignmentState, Event, ReplicaState
 from etcdreplica.store import Corrupt, EtcdOptions, Kind, Snapshot, Store
 from etcdreplica.testing.etcd import EmbeddedEtcd
 from etcdreplica.testing.processes import kill_tree, spawn_bound, stop
+from etcdreplica.words import Role
 
 
 class LocalHost:
@@ -158,6 +159,11 @@ class LocalCluster:
         process = spawn_bound(command, log=chosen.directory / "programs.log", env=environment)
         chosen.programs.append(process)
         return process
+
+    def restart(self, host: str) -> None:
+        """Start the node of a host that was killed or stopped, and wait until the host is up."""
+        self.hosts[host].start()
+        self.wait_until(lambda view: host in view.hosts, f"{host} to come up")
 
     def primary(self, app: str) -> tuple[str, int]:
         """Return the primary's host and process id. Raises LookupError when it has none."""

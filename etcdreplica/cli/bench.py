@@ -1,0 +1,67 @@
+"""`bench`: how fast it is here, beside floors measured in the same run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from etcdreplica.cli.options import output_option
+from etcdreplica.words import Style
+
+
+@click.group("bench", short_help="Measure on this machine.")
+def bench_command() -> None:
+    """Measure on this machine, on an embedded etcd and real processes; needs no running cluster."""
+
+
+@bench_command.command("failover")
+@click.option("--style", type=click.Choice([style.value for style in Style]), default="warm", show_default=True)
+@click.option("--trials", type=click.IntRange(1), default=30, show_default=True)
+@click.option(
+    "--fault",
+    type=click.Choice(["process", "host"]),
+    default="process",
+    show_default=True,
+    help="SIGKILL to the primary, or to everything on its host.",
+)
+@click.option("--degree", type=click.IntRange(2, 3), default=2, show_default=True)
+@click.option("--lease-ttl", "lease_ttl_s", type=float, default=2.0, show_default=True)
+@click.option("--etcd-program", metavar="FILE", help="Which etcd to use. [default: that on PATH, else the wheel's]")
+@output_option
+def failover_command(
+    style: str, trials: int, fault: str, degree: int, lease_ttl_s: float, etcd_program: str | None, output: str
+) -> None:
+    r"""Measure fail-over: from just before SIGKILL is sent to the first line of the body on the successor.
+
+    Phases: detected (the WatchDog, or the SuperWatchDog, has noticed), decided (the successor's WatchDog has learned of its
+    promotion), promoted (it has told the process, or begins to start it), body (its first line runs; under style hot, its
+    role-change callback).
+
+    \b
+    Examples:
+      etcdreplica bench failover --style warm --trials 100
+      etcdreplica bench failover --style cold -o json
+      etcdreplica bench failover --fault host --trials 10
+    """
+    from etcdreplica.testing.bench import failover
+
+    def progress(done: int, of: int) -> None:
+        if output == "table":
+            click.echo(f"\r{done}/{of}", nl=done == of, err=True)
+
+    result = failover(style, trials, fault, degree, lease_ttl_s, etcd_program, progress)
+    click.echo(json.dumps(result, indent=2)) if output == "json" else _print(result)
+    if not result["ok"]:
+        raise SystemExit(1)
+
+
+def _print(result: dict[str, Any]) -> None:
+    click.echo(", ".join(f"{key} {value}" for key, value in {**result["parameters"], **result["environment"]}.items()))
+    click.echo(f"{'':<24}{'n':>5}{'p50':>10}{'p95':>10}{'p99':>10}{'max':>10}")
+    for title, group in (("", "metrics"), ("floor ", "floors")):
+        for name, m in result[group].items():
+            click.echo(f"{title + name:<24}{m['n']:>5}" + "".join(f"{m[key]:>10.2f}" for key in ("p50", "p95", "p99", "max")))
+    for name, value in result["ratios"].items():
+        click.echo(f"ratio {name:<18}{value:>15.2f}")
