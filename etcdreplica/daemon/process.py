@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from etcdreplica.errors import RefusedError
@@ -18,10 +18,14 @@ LOG_LIMIT = 10 << 20  # a larger log is put aside at the next start
 
 
 class ReplicaProcess:
-    """One replica's process. `exited` is done, with the reason in words, once it is known dead."""
+    """One replica's process. `exited` is done, with the reason in words, once it is known dead.
+
+    `on_exit` is called at that very moment; a future's callbacks only come a turn of the loop later.
+    """
 
     def __init__(self, pid: int, child: subprocess.Popen[bytes] | None) -> None:
         self.pid = pid
+        self.on_exit: Callable[[], None] = lambda: None
         self.returncode: int | None = None
         self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._child = child
@@ -92,6 +96,7 @@ class ReplicaProcess:
             self.returncode = self._child.wait()
         if not self.exited.done():
             self.exited.set_result(self._reason())
+            self.on_exit()
 
     def _reason(self) -> str:
         if self.returncode is None:

@@ -75,6 +75,7 @@ class Run:
         self._leaving = False
         self._given_up = False
         self._completed = False
+        self._ending: asyncio.Task[None] | None = None
         self._error = ""
         self._stop = asyncio.Event()
         self._promoted = asyncio.Event()
@@ -211,11 +212,11 @@ class Run:
         except RefusedError as error:
             kind, reason = FailureKind.REFUSED, str(error)
         finally:
-            if self.process is not None and not self._completed:
-                await self.process.kill()
             if publisher is not None:
                 publisher.cancel()
-        await self._finish(kind, reason)
+            if self.process is not None and not self._completed:
+                await self.process.kill()  # also when this task is cancelled
+        await self._end(kind, reason)
 
     async def _start(self, registration: Registration) -> None:
         if self._replica.state is ReplicaState.STANDBY:
@@ -232,6 +233,7 @@ class Run:
                 INCARNATION_ENV: str(self.placement.incarnation),
             }
             self.process = ReplicaProcess.spawn(self._program(registration), environment, self._context.log_path(self.app))
+        self.process.on_exit = self._on_exit
         self._started_at = self._context.clock()
         self._context.state.record_replica(self.app, self.process.pid)
         self._show(pid=self.process.pid)
@@ -243,10 +245,10 @@ class Run:
         process = self.process
         assert process is not None
         await self._first(process.exited, self._stop.wait(), self._done.wait(), self._fenced())
-        if self._done.is_set() or (process.exited.done() and process.returncode == 0 and self._body_began()):
+        if self._done.is_set() or (process.exited.done() and self._returned_zero(process)):
             return await self._complete(registration, process)
         if process.exited.done():
-            return self._why(self._error or process.exited.result() + ("" if self._connection else " before it was a replica"))
+            return self._why(self._exit_reason(process))
         if self._stop.is_set():
             await self._end_gently(registration, process)
         return self._why()
@@ -260,8 +262,18 @@ class Run:
             return FailureKind.EXIT, reason
         return FailureKind.FENCED, "a lease ran out: etcd could not be reached"
 
-    def _body_began(self) -> bool:
-        return self._replica.state is ReplicaState.RUNNING
+    def _on_exit(self) -> None:
+        """The process is dead: report it without waiting for `main`'s next turn, unless there is more to it."""
+        process = self.process
+        assert process is not None
+        if not (self._stop.is_set() or self._done.is_set() or self._returned_zero(process)):
+            self._end(*self._why(self._exit_reason(process)))
+
+    def _exit_reason(self, process: ReplicaProcess) -> str:
+        return self._error or process.exited.result() + ("" if self._connection else " before it was a replica")
+
+    def _returned_zero(self, process: ReplicaProcess) -> bool:
+        return process.returncode == 0 and self._replica.state is ReplicaState.RUNNING
 
     async def _end_gently(self, registration: Registration, process: ReplicaProcess) -> None:
         self._show(state=ReplicaState.STOPPING)
@@ -292,8 +304,16 @@ class Run:
 
     # --- what it writes --------------------------------------------------------------------------------------------
 
+    def _end(self, kind: FailureKind, reason: str) -> asyncio.Task[None]:
+        """Begin to finish, once."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._finish(kind, reason))
+        return self._ending
+
     async def _finish(self, kind: FailureKind, reason: str) -> None:
-        """Report the end and call the successor, in one transaction; then give the lease up."""
+        """See that it is dead, report the end and call the successor in one transaction, then give the lease up."""
+        if self.process is not None and not self._completed:
+            await self.process.kill()
         placement, report = self.placement, self._report(kind, reason)
         if self._completed or self._given_up:
             txn = Txn((), (Delete(self.key),))
