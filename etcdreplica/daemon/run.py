@@ -123,8 +123,9 @@ class Run:
             return
         self.placement = placement
         self._promoted.set()
+        promoted_at = self._context.clock()
         self._tell_role()
-        self._show(role=Role.PRIMARY, epoch=placement.epoch, decided_at=decided_at, promoted_at=self._context.clock())
+        self._show(role=Role.PRIMARY, epoch=placement.epoch, decided_at=decided_at, promoted_at=promoted_at)
 
     def stop(self) -> None:
         """End this replica: it is wanted here no longer."""

