@@ -113,6 +113,11 @@ class LocalCluster:
         """The command line options that reach this cluster."""
         return ["--etcd", self.etcd.endpoint, "--cluster", self.cluster]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its hosts may be running."""
+        return self._observer is not None
+
     def __enter__(self) -> LocalCluster:
         try:
             if self._own_etcd:
@@ -139,6 +144,7 @@ class LocalCluster:
             host.kill()
         if self._observer is not None:
             self._observer.stop()
+            self._observer = None
         if self._own_etcd:
             self.etcd.stop()
         if self._own_directory:

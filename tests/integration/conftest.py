@@ -1,0 +1,116 @@
+"""What the integration tests share: clusters, and the journal of the worker application."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from etcdreplica.errors import EtcdReplicaError
+from etcdreplica.testing import EmbeddedEtcd, LocalCluster, find_etcd
+
+WORKER = Path(__file__).parent / "apps" / "worker.py"
+_numbers = itertools.count()
+
+
+class Worker:
+    """The worker application under one name, started by hand on a cluster."""
+
+    def __init__(self, cluster: LocalCluster, directory: Path, *arguments: str, name: str = "worker") -> None:
+        self.cluster = cluster
+        self.name = name
+        self.journal = directory / f"{name}.journal"
+        self.arguments = ("--name", name, "--journal", str(self.journal), *arguments)
+
+    def start(self, host: str | None = None, **environment: str) -> subprocess.Popen[bytes]:
+        """Run it by hand on a host."""
+        return self.cluster.start(WORKER, *self.arguments, host=host, env=environment)
+
+    def lines(self, *kinds: str) -> list[dict[str, Any]]:
+        """Return the journal's lines of these kinds."""
+        if not self.journal.exists():
+            return []
+        lines = [json.loads(line) for line in self.journal.read_text().splitlines()]
+        return [line for line in lines if not kinds or line["what"] in kinds]
+
+    def wait_lines(self, condition: Callable[[list[dict[str, Any]]], bool], what: str) -> list[dict[str, Any]]:
+        """Wait until the journal looks as wanted, and return it."""
+        deadline = time.monotonic() + 30
+        while not condition(lines := self.lines()):
+            if time.monotonic() > deadline:
+                raise EtcdReplicaError(f"waited in vain for {what} in {lines}\n{self.cluster.describe()}")
+            time.sleep(0.005)  # a file raises no event here
+        return lines
+
+    def hosts(self) -> list[str]:
+        """Return the hosts of its seats, the primary first."""
+        assignment = self.cluster.view.apps[self.name].assignment
+        assert assignment is not None
+        return [seat.host for seat in assignment.seats]
+
+
+@pytest.fixture(params=["path", "wheel"])
+def any_etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
+    """Each etcd that this machine has."""
+    programs = find_etcd()
+    if request.param not in programs:
+        pytest.skip(f"no etcd of the {request.param}")
+    with EmbeddedEtcd(programs[request.param]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
+    """Three hosts that the tests of a module share; each uses an application name of its own and removes nothing else."""
+    with LocalCluster(3, etcd=etcd_server, cluster=f"shared-{next(_numbers)}") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def make_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Make a worker with a name of its own; it is removed from its cluster afterwards."""
+    made: list[Worker] = []
+
+    def make(cluster: LocalCluster, *arguments: str) -> Worker:
+        made.append(Worker(cluster, tmp_path, *arguments, name=f"worker-{next(_numbers)}"))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        if worker.cluster.is_open and worker.name in worker.cluster.view.apps:
+            remove(worker.cluster, worker.name)
+
+
+def remove(cluster: LocalCluster, name: str) -> None:
+    """Remove an application and wait until it is gone."""
+    command = [sys.executable, "-m", "etcdreplica", "remove", name, "--missing-ok", *cluster.connection]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    cluster.wait_until(lambda view: name not in view.apps, f"{name} to be gone")
+
+
+def wait_dead(pid: int) -> None:
+    """Wait until a process is dead."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return
+        if state in "ZX":
+            return
+        time.sleep(0.005)
+    raise EtcdReplicaError(f"process {pid} is still there")
+
+
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal."""
+    os.kill(pid, number)

@@ -1,0 +1,242 @@
+"""The main job: a protected program survives the death of its process and of its host, under each style."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from etcdreplica.model import AssignmentState, FailureKind, ReplicaState
+from etcdreplica.testing import EmbeddedEtcd, LocalCluster
+from etcdreplica.testing.processes import descendants
+from tests.integration.conftest import Worker, kill, wait_dead
+
+pytestmark = pytest.mark.integration
+STYLES = ["cold", "warm", "hot"]
+MakeWorker = Callable[..., Worker]
+
+
+def test_each_etcd(any_etcd: EmbeddedEtcd, make_worker: MakeWorker) -> None:
+    """Crash, loss of the host and completion work on every etcd of this machine."""
+    with LocalCluster(3, etcd=any_etcd, cluster="each") as cluster:
+        worker = make_worker(cluster, "--style", "warm")
+        worker.start()
+        first = cluster.wait_ready(worker.name)
+        cluster.kill_replica(worker.name)
+        second = cluster.wait_ready(worker.name, after_epoch=first)
+        host, _ = cluster.primary(worker.name)
+        cluster.hosts[host].kill()
+        cluster.wait_ready(worker.name, after_epoch=second)
+        assert host not in worker.hosts()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_crash(shared_cluster: LocalCluster, make_worker: MakeWorker, style: str) -> None:
+    """After SIGKILL of the primary the named successor runs with a larger epoch, and the degree is restored."""
+    worker = make_worker(shared_cluster, "--style", style, "--degree", "2")
+    worker.start()
+    epoch = shared_cluster.wait_ready(worker.name)
+    assignment = shared_cluster.view.apps[worker.name].assignment
+    assert assignment is not None
+    host, pid = shared_cluster.kill_replica(worker.name)
+    after = shared_cluster.wait_ready(worker.name, after_epoch=epoch)
+    hosts = worker.hosts()
+    assert after == epoch + 1
+    assert hosts[0] == assignment.successor != host
+    assert len(hosts) == len(set(hosts)) == 2
+    kinds = "begin" if style != "hot" else "role"
+    lines = worker.wait_lines(lambda ls: any(x["what"] == kinds and x["epoch"] == after for x in ls), "the new primary")
+    assert {x["host"] for x in lines if x["epoch"] == after and x["role"] == "primary"} == {hosts[0]}
+    events = [e for (app, _), e in shared_cluster.events.items() if app == worker.name]
+    assert [(e.failure.kind, e.failure.host, e.primary) for e in events] == [(FailureKind.EXIT, host, hosts[0])]
+    wait_dead(pid)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_lost_host(etcd_cluster: LocalCluster, make_worker: MakeWorker, style: str) -> None:
+    """After everything on the primary's host is killed, another host serves; when the host is back the degree is whole."""
+    worker = make_worker(etcd_cluster, "--style", style, "--degree", "3")
+    worker.start("host-b")
+    epoch = etcd_cluster.wait_ready(worker.name)
+    assert worker.hosts()[0] == "host-b"
+    etcd_cluster.hosts["host-b"].kill()
+    etcd_cluster.wait_until(
+        lambda view: (a := view.apps[worker.name].assignment) is not None and a.degraded and a.epoch == epoch + 1,
+        "a new primary, degraded",
+    )
+    assert "2 of 3 copies" in (etcd_cluster.view.apps[worker.name].assignment or pytest.fail("none")).reason
+    etcd_cluster.restart("host-b")
+    etcd_cluster.wait_ready(worker.name)
+    assert sorted(worker.hosts()) == ["host-a", "host-b", "host-c"]
+    assert worker.hosts()[0] != "host-b"
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_three_crashes_in_a_row(shared_cluster: LocalCluster, make_worker: MakeWorker, style: str) -> None:
+    """Each new primary may die in its turn, at once; the application comes back every time, with growing epochs."""
+    worker = make_worker(shared_cluster, "--style", style)
+    worker.start()
+    epochs = [shared_cluster.wait_ready(worker.name)]
+    for _ in range(3):
+        shared_cluster.kill_replica(worker.name)
+        epochs.append(shared_cluster.wait_ready(worker.name, after_epoch=epochs[-1]))
+    assert epochs == sorted(set(epochs))
+
+
+def test_one_body_at_a_time(shared_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+    """Under style warm no body begins before the process of the one before is dead."""
+    worker = make_worker(shared_cluster, "--style", "warm", "--degree", "3")
+    worker.start()
+    epoch = shared_cluster.wait_ready(worker.name)
+    for _ in range(3):
+        shared_cluster.kill_replica(worker.name)
+        epoch = shared_cluster.wait_ready(worker.name, after_epoch=epoch)
+    begins = worker.lines("begin")
+    assert [line["epoch"] for line in begins] == sorted({line["epoch"] for line in begins})
+    assert len({line["pid"] for line in begins}) == 4
+
+
+def test_without_any_manager(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+    """A crash is taken over even while no ReplicaManager is there at all; the degree is restored when one is back."""
+    cluster = etcd_cluster
+    worker = make_worker(cluster)
+    worker.start()
+    epoch = cluster.wait_ready(worker.name)
+    managers = _managers(cluster)
+    for pid in managers.values():
+        kill(pid, signal.SIGSTOP)
+    try:
+        successor = worker.hosts()[1]
+        cluster.kill_replica(worker.name)
+        worker.wait_lines(lambda ls: any(x["what"] == "begin" and x["host"] == successor for x in ls), "the successor's body")
+        assert worker.lines("begin")[-1]["epoch"] == epoch + 1
+    finally:
+        for pid in managers.values():
+            kill(pid, signal.SIGCONT)
+    cluster.wait_ready(worker.name, after_epoch=epoch)
+
+
+def test_leading_manager_killed(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+    """Kill -9 of the leading manager: another leads without waiting for a lease, nothing fails over, nothing is lost."""
+    cluster = etcd_cluster
+    worker = make_worker(cluster)
+    worker.start()
+    epoch = cluster.wait_ready(worker.name)
+    leader = cluster.leaders["manager"]
+    pid = _managers(cluster)[leader]
+    kill(pid)
+    cluster.wait_until(
+        lambda _: {"manager", "superwatchdog"} <= set(cluster.leaders) and leader not in cluster.leaders.values(),
+        "another leader",
+    )
+    assert cluster.wait_ready(worker.name) == epoch
+    cluster.kill_replica(worker.name)
+    cluster.wait_ready(worker.name, after_epoch=epoch)
+
+
+def test_killed_watchdog_comes_back(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+    """Kill -9 of a node: its replicas die with it, and a new node there need not wait for the old leases."""
+    cluster = etcd_cluster
+    worker = make_worker(cluster)
+    cluster.run(["sleep", "600"])  # not ours: must be left alone
+    worker.start("host-a")
+    epoch = cluster.wait_ready(worker.name)
+    backup = worker.hosts()[1]
+    node, pid = cluster.hosts[backup].process, cluster.view.apps[worker.name].replicas[backup].pid
+    assert node is not None
+    assert pid is not None
+    session = cluster.view.hosts[backup].session
+    node.kill()
+    node.wait()
+    wait_dead(pid)
+    cluster.hosts[backup].start()
+    cluster.wait_until(lambda view: backup in view.hosts and view.hosts[backup].session != session, f"{backup} anew")
+    assert cluster.wait_ready(worker.name) == epoch
+
+
+def test_node_stopped_in_order(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+    """SIGTERM to a node hands over what runs there: the body ends by itself, then another begins."""
+    cluster = etcd_cluster
+    worker = make_worker(cluster, "--slow-stop", "0.1")
+    worker.start("host-a")
+    epoch = cluster.wait_ready(worker.name)
+    cluster.kill_replica(worker.name)  # now it runs where a WatchDog started it
+    epoch = cluster.wait_ready(worker.name, after_epoch=epoch)
+    host, _ = cluster.primary(worker.name)
+    cluster.hosts[host].stop()
+    cluster.wait_until(lambda view: host not in view.hosts, f"{host} to leave")
+    cluster.wait_ready(worker.name, after_epoch=epoch)
+    begin, end = worker.lines("begin")[-1], worker.lines("end")[-1]
+    assert end["host"] == host != begin["host"]
+    assert end["at"] < begin["at"]
+
+
+def test_etcd_restarted(make_worker: MakeWorker) -> None:
+    """Kill -9 and restart of etcd within the TTL: nothing fails over, and a crash afterwards is handled."""
+    with EmbeddedEtcd() as etcd, LocalCluster(3, etcd=etcd, cluster="restart", lease_ttl_s=10) as cluster:
+        worker = make_worker(cluster)
+        worker.start()
+        epoch = cluster.wait_ready(worker.name)
+        pid = cluster.primary(worker.name)[1]
+        etcd.kill()
+        etcd.start()
+        cluster.kill_replica(worker.name)
+        cluster.wait_ready(worker.name, after_epoch=epoch)
+        wait_dead(pid)
+        assert len(worker.lines("begin")) == 2
+
+
+def test_etcd_gone_for_long(make_worker: MakeWorker) -> None:
+    """Etcd stopped for longer than the TTL: every copy is ended before its lease, and all comes back with etcd."""
+    with EmbeddedEtcd() as etcd, LocalCluster(3, etcd=etcd, cluster="outage") as cluster:
+        worker = make_worker(cluster)
+        worker.start()
+        epoch = cluster.wait_ready(worker.name)
+        pids = [replica.pid for replica in cluster.view.apps[worker.name].replicas.values()]
+        assert etcd.process is not None
+        etcd.process.send_signal(signal.SIGSTOP)
+        try:
+            for pid in pids:
+                assert pid is not None
+                wait_dead(pid)
+        finally:
+            etcd.process.send_signal(signal.SIGCONT)
+        cluster.wait_ready(worker.name, after_epoch=epoch)
+
+
+def test_host_appears(etcd_server: EmbeddedEtcd, make_worker: MakeWorker) -> None:
+    """With one host an application runs degraded; a second host makes it whole without touching the primary."""
+    with LocalCluster(["host-a", "host-b"], etcd=etcd_server, cluster="grows") as cluster:
+        cluster.hosts["host-b"].kill()
+        cluster.wait_until(lambda view: set(view.hosts) == {"host-a"}, "host-b to be lost")
+        worker = make_worker(cluster)
+        worker.start("host-a")
+        cluster.wait_until(
+            lambda view: (
+                worker.name in view.apps
+                and (a := view.apps[worker.name].assignment) is not None
+                and a.state is AssignmentState.ACTIVE
+                and a.degraded
+                and (r := view.apps[worker.name].replicas.get("host-a")) is not None
+                and r.state is ReplicaState.RUNNING
+            ),
+            "a degraded application",
+        )
+        before = cluster.primary(worker.name)
+        cluster.restart("host-b")
+        cluster.wait_ready(worker.name)
+        assert cluster.primary(worker.name) == before
+
+
+def _managers(cluster: LocalCluster) -> dict[str, int]:
+    """Return the manager process of each host."""
+    found = {}
+    for host in cluster.hosts.values():
+        assert host.process is not None
+        for pid in descendants(host.process.pid):
+            if b"manager" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found[host.name] = pid
+    assert set(found) == set(cluster.hosts)
+    return found
