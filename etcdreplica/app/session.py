@@ -25,7 +25,7 @@ from etcdreplica.words import Role, Style
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import FrameType
-    from typing import Any
+    from typing import Any, NoReturn
 
     from etcdreplica.app.protocol import Message
 
@@ -65,6 +65,8 @@ class Session:
             self.replica = Replica(name, socket.gethostname(), Role.PRIMARY, 1, None)
             return
         self._link = Link(default_socket())
+        if self._leaving:
+            raise SystemExit(0)
         incarnation = os.environ.get(INCARNATION_ENV)
         if incarnation is None:
             adopt = os.environ.get(DETACH_ENV) != "1"
@@ -102,9 +104,13 @@ class Session:
         """Tell how the body ended, and wait until the WatchDog knows."""
         self._ended.set()
         link = self._link
-        if link is None or (self.replica and self.replica.stopping):
+        if link is None:
             return
-        if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        if self._leaving:
+            link.send("leaving")  # the listening thread may not have come to it
+        elif self.replica and self.replica.stopping:
+            return  # the WatchDog asked for it
+        elif error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
             link.send("done")
         else:
             link.send("failed", reason=f"{type(error).__name__}: {error}"[:2000])
@@ -148,11 +154,18 @@ class Session:
                     raise RefusedError(str(message.get("message")))
                 return message
             if self._leaving:
-                self._link.send("leaving")
-                raise SystemExit(0)
+                self._leave(self._link)
             import logging
 
             logging.getLogger("etcdreplica").warning("%s: still waiting for a place from the ReplicaManager", self._name)
+
+    def _leave(self, link: Link) -> NoReturn:
+        """End before the body began, once the WatchDog knows that this is no failure."""
+        link.send("leaving")
+        with contextlib.suppress(NoWatchDogError):
+            while (message := link.receive(DONE_S)) is not None and message["type"] != "stop":
+                pass
+        raise SystemExit(0)
 
     def _listen(self) -> None:
         assert self._link is not None
@@ -178,6 +191,7 @@ class Session:
             replica._become(Role(message["role"]), message["epoch"])
         elif kind == "stop":
             replica._ask_to_stop()
+            self._acknowledged.set()
         elif kind == "ok":
             self._acknowledged.set()
 

@@ -25,7 +25,7 @@ from etcdreplica.daemon.registry import register, unregister
 from etcdreplica.daemon.run import HostContext, Run
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.state_file import StateFile
-from etcdreplica.errors import HostNameTakenError, RefusedError, StoreDeniedError, StoreError
+from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
 from etcdreplica.model import Host, Placement, Registration, Succession
 from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
 
@@ -165,6 +165,7 @@ class WatchDog:
         if adopt:
             self._candidates[app] = connection
             connection.on_closed = lambda: self._withdraw(app, connection)
+            connection.on_message = lambda message: self._on_candidate(app, connection, message)
         try:
             await register(self._store, registration, self.settings.host)
         except (RefusedError, StoreError) as error:
@@ -173,6 +174,12 @@ class WatchDog:
         else:
             if not adopt:
                 connection.send("ok")
+
+    def _on_candidate(self, app: str, connection: AppConnection, message: Message) -> None:
+        if message["type"] != "leaving":
+            raise ProtocolError(f"unexpected {message['type']} before welcome")
+        self._withdraw(app, connection)
+        connection.send("stop")
 
     def _withdraw(self, app: str, connection: AppConnection) -> None:
         """A process went away before it got a place: take its registration back unless it has been acted on."""

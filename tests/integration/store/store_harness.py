@@ -194,8 +194,9 @@ def free_port() -> int:
 class Relay:
     """Forwards TCP from a port of its own to etcd, until it is cut."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, delay_s: float = 0.0) -> None:
         self.port = 0
+        self._delay_s = delay_s  # before a new connection reaches etcd, as with a distant or busy one
         self._target_port = target_port
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -231,6 +232,7 @@ class Relay:
         self._writers.add(writer)
         back: asyncio.StreamWriter | None = None
         try:
+            await asyncio.sleep(self._delay_s)
             forth, back = await asyncio.open_connection("127.0.0.1", self._target_port)
             self._writers.add(back)
             await asyncio.gather(_pump(reader, back), _pump(forth, writer))

@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from aetcd.rpc import rpc_pb2 as rpc
 from conftest import Connect
-from store_harness import BOUND_S, eventually, host, host_key, paused, renewed, until, write
+from store_harness import BOUND_S, POLL_S, eventually, host, host_key, metric, paused, renewed, until, write
 
 from etcdreplica.errors import LeaseLostError
 from etcdreplica.model import Leader
@@ -22,10 +23,16 @@ ROLE = "manager"
 A = host_key("a")
 
 
+def _watches(store: Store) -> float:
+    name = 'grpc_server_started_total{grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"}'
+    return metric(store.channel.endpoint, name)
+
+
 class Candidate:
     """One candidate with a store and a lease of its own."""
 
     def __init__(self, store: Store, name: str, lease: Lease) -> None:
+        self._watches = _watches(store)
         self.store = store
         self.name = name
         self.lease = lease
@@ -33,10 +40,8 @@ class Candidate:
         self.campaign = asyncio.create_task(Election(store, ROLE, Leader(name, 1)).campaign(lease))
 
     async def entered(self) -> None:
-        """Wait until it stands in the election."""
-        async with asyncio.timeout(BOUND_S):
-            while await self.store.get(self.key) is None:  # noqa: ASYNC110 - a plain read is what is tested against
-                await asyncio.sleep(0)
+        """Wait until it leads, or watches those who are before it."""
+        await until(lambda: self.campaign.done() or _watches(self.store) > self._watches, f"{self.name} has entered")
 
     async def elected(self) -> Leadership:
         """Wait until it leads."""
@@ -70,16 +75,14 @@ async def test_of_five_one_leads(connect: Connect) -> None:
             revisions.append(leadership.create_revision)
             assert [each.campaign.done() for each in five] == [each <= number for each in range(5)]
             assert (leadership.key, leadership.lease) == (candidate.key, candidate.lease)
-            held = [entry async for entry in _listed(candidate.store)]
-            assert [name for _, name in held] == [each.name for each in five[number:]]
+            assert [name for _, name in await _listed(candidate.store)] == [each.name for each in five[number:]]
             await candidate.store.leases.revoke(candidate.lease)
         assert revisions == sorted(set(revisions))
 
 
-async def _listed(store: Store) -> AsyncIterator[tuple[int, str]]:
+async def _listed(store: Store) -> list[tuple[int, str]]:
     listed = await store.list(Kind.LEADERS, ROLE)
-    for entry in sorted(listed.entries, key=lambda entry: entry.create_revision):
-        yield entry.create_revision, entry.value.host
+    return sorted((entry.create_revision, entry.value.host) for entry in listed.entries)
 
 
 async def test_all_at_once(connect: Connect) -> None:
@@ -88,9 +91,11 @@ async def test_all_at_once(connect: Connect) -> None:
     leases = await asyncio.gather(*(store.leases.grant(10) for store in stores))
     racing = [Candidate(store, f"host-{n}", lease) for n, (store, lease) in enumerate(zip(stores, leases, strict=True))]
     try:
-        await asyncio.gather(*(candidate.entered() for candidate in racing))
         by_name = {candidate.name: candidate for candidate in racing}
-        for revision, name in [entry async for entry in _listed(stores[0])]:
+        async with asyncio.timeout(BOUND_S):
+            while len(order := await _listed(stores[0])) < 6:
+                await asyncio.sleep(POLL_S)
+        for revision, name in order:
             assert (await by_name[name].elected()).create_revision == revision
             assert sum(candidate.campaign.done() for candidate in racing) == 1
             racing.remove(by_name[name])
@@ -223,19 +228,9 @@ async def test_a_corrupt_candidate_still_counts(connect: Connect) -> None:
     """A candidate key that cannot be read keeps its place: a younger candidate does not pass it."""
     async with candidates(connect, 1) as (first,):
         await first.elected()
-        store = first.store
-        await store.channel.call("KV.Put", _raw(store, first))
+        path = first.store.keys.path(first.key)
+        await first.store.channel.call("KV.Put", rpc.PutRequest(key=path, value=b"?", lease=first.lease.id))
         async with candidates(connect, 1) as (second,):
-            third = connect()
-            follower = third.follow(Kind.LEADERS, ROLE)
-            await anext(follower)
-            await follower.aclose()
             assert not second.campaign.done()
-            await store.leases.revoke(first.lease)
-            await until(second.campaign.done, "the younger candidate leads")
-
-
-def _raw(store: Store, candidate: Candidate) -> object:
-    from aetcd.rpc import rpc_pb2 as rpc
-
-    return rpc.PutRequest(key=store.keys.path(candidate.key), value=b"?", lease=candidate.lease.id)
+            await first.store.leases.revoke(first.lease)
+            await second.elected()
