@@ -3,8 +3,8 @@
 A frame is a four-byte big-endian length and one JSON object with a `type`. The first frame is `hello` with the protocol's
 version. Both sides use the same `encode` and `Decoder`; what is not a frame raises `ProtocolError`.
 
-To the WatchDog: hello, running (the body has begun), progress, advertise, leaving, done (the body returned), failed (it
-raised). To the application: welcome, role, stop, ok, error.
+To the WatchDog: hello, notice (where the page of `app.kernel` is), running (the body has begun), progress, advertise,
+leaving, done (the body returned), failed (it raised). To the application: welcome, role, stop, ok, error.
 """
 
 from __future__ import annotations

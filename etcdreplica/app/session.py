@@ -14,7 +14,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from etcdreplica.app.kernel import die_with_parent
+from etcdreplica.app.kernel import die_with_parent, hold_notice
 from etcdreplica.app.link import Link
 from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, STANDALONE_ENV, VERSION, default_socket
 from etcdreplica.app.replica import Replica
@@ -169,10 +169,14 @@ class Session:
 
     def _listen(self) -> None:
         assert self._link is not None
-        self._begun.wait()
-        self._link.send("running", at=self._body_at)
-        if INCARNATION_ENV in os.environ:
-            die_with_parent(signal.SIGKILL)
+        if self.replica and self.replica.role is Role.BACKUP:
+            self._tie_to_watchdog(self._link)  # while there is time: promotion must find it done
+            self._begun.wait()
+            self._link.send("running", at=self._body_at)
+        else:
+            self._begun.wait()
+            self._link.send("running", at=self._body_at)
+            self._tie_to_watchdog(self._link)
         try:
             while True:
                 message = self._link.receive()
@@ -183,6 +187,13 @@ class Session:
         except (NoWatchDogError, ProtocolError) as error:
             if not self._ended.is_set():
                 self._die(error)
+
+    def _tie_to_watchdog(self, link: Link) -> None:
+        """Have the WatchDog learn early of this process's death, and this process die with a WatchDog that started it."""
+        with contextlib.suppress(OSError):
+            link.send("notice", fd=hold_notice())
+        if INCARNATION_ENV in os.environ:
+            die_with_parent(signal.SIGKILL)
 
     def _take(self, message: Message) -> None:
         kind, replica = message["type"], self.replica

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from etcdreplica.daemon import death_notice
 from etcdreplica.errors import RefusedError
 from etcdreplica.model import Program
 
@@ -18,7 +19,7 @@ LOG_LIMIT = 10 << 20  # a larger log is put aside at the next start
 
 
 class ReplicaProcess:
-    """One replica's process. `exited` is done, with the reason in words, once it is known dead.
+    """One replica's process. `exited` is done, with the reason in words, once it can run no user code any more.
 
     `on_exit` is called at that very moment; a future's callbacks only come a turn of the loop later.
     """
@@ -30,6 +31,7 @@ class ReplicaProcess:
         self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._child = child
         self._alive: dict[int, int] = {}  # pid -> pidfd
+        self._dying: set[int] = set()  # of them, those that only the kernel still works on
         self._watch(pid)
 
     @property
@@ -66,6 +68,17 @@ class ReplicaProcess:
         if pid not in self._alive:
             self._watch(pid)
 
+    def expect_notice(self, pid: int, remote_fd: int) -> None:
+        """Take the early death notice that a watched process holds. Raises ProtocolError."""
+        if pid in self._alive:
+            loop = asyncio.get_running_loop()
+
+            def dying(status: int) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(self._on_dying, pid, status)
+
+            death_notice.watch(pid, remote_fd, self._alive[pid], dying)
+
     def signal(self, number: signal.Signals) -> None:
         """Signal the whole group, or only the process if the group is not its own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -75,9 +88,9 @@ class ReplicaProcess:
                 os.kill(self.pid, number)
 
     async def kill(self) -> None:
-        """Kill the group and return when every watched process is dead."""
+        """Kill the group and return when no watched process can run user code any more."""
         self.signal(signal.SIGKILL)
-        while self._alive:
+        while self._alive.keys() - self._dying:
             for fd in self._alive.values():
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
@@ -88,23 +101,37 @@ class ReplicaProcess:
         self._alive[pid] = fd
         asyncio.get_running_loop().add_reader(fd, self._on_exit, pid)
 
+    def _on_dying(self, pid: int, status: int) -> None:
+        """Every task of the process is exiting. A status of 0 may be a completion: that waits for the pidfd."""
+        if pid in self._alive and status != 0 and not self.exited.done():
+            self._dying.add(pid)
+            self._exited(os.waitstatus_to_exitcode(status))
+
     def _on_exit(self, pid: int) -> None:
         fd = self._alive.pop(pid)
+        self._dying.discard(pid)
         asyncio.get_running_loop().remove_reader(fd)
         os.close(fd)
         if self._child is not None and pid == self._child.pid:
-            self.returncode = self._child.wait()
+            self._exited(self._child.wait())
+        else:
+            status = death_notice.exiting_status(pid)  # a zombie of somebody else's still tells
+            self._exited(None if status is None else os.waitstatus_to_exitcode(status))
+
+    def _exited(self, returncode: int | None) -> None:
         if not self.exited.done():
-            self.exited.set_result(self._reason())
+            self.returncode = returncode
+            self.exited.set_result(_in_words(returncode))
             self.on_exit()
 
-    def _reason(self) -> str:
-        if self.returncode is None:
-            return "its process ended"
-        if self.returncode < 0:
-            with contextlib.suppress(ValueError):
-                return f"killed by {signal.Signals(-self.returncode).name}"
-        return f"exited with code {self.returncode}"
+
+def _in_words(returncode: int | None) -> str:
+    if returncode is None:
+        return "its process ended"
+    if returncode < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-returncode).name}"
+    return f"exited with code {returncode}"
 
 
 def check_program(program: Program) -> None:

@@ -165,6 +165,9 @@ class Run:
                 self._show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
         elif kind == "progress":
             self._replica = evolve(self._replica, progress_at=min(self._context.clock(), float(message["at"])))
+        elif kind == "notice":
+            if self.process is not None and self._connection is not None:
+                self.process.expect_notice(self._connection.pid, int(message["fd"]))
         elif kind == "advertise":
             self._show(endpoint=str(message["endpoint"])[:1024])
         elif kind == "leaving":

@@ -1,0 +1,224 @@
+"""`list`, `status` and `describe` of a cluster with three applications, and of an etcd that is not there."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from etcdreplica.testing import EmbeddedEtcd, LocalCluster
+
+sys.path.append(str(Path(__file__).parent / "apps_cli"))
+from cli_harness import STEADY, cli, pids, read, read_json, start_steady, the_error, unique
+
+pytestmark = pytest.mark.integration
+
+HOSTS = ["host-a", "host-b", "host-c"]
+READING = [("list",), ("status",), ("status", "shop"), ("describe", "shop")]
+
+
+@pytest.fixture(scope="module")
+def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
+    """Three hosts with a warm and a cold application, and one that wants more hosts than there are."""
+    arguments = {"host-b": ("--label", "zone=b", "--capacity", "7")}
+    with LocalCluster(3, etcd=etcd_server, cluster=unique("show"), node_arguments=arguments) as running:
+        start_steady(running, "shop")
+        start_steady(running, "books", "--style", "cold", host="host-b")
+        running.start(STEADY, "--name", "wide", "--degree", "4", "--style", "hot", host="host-c")
+        running.wait_until(
+            lambda view: "wide" in view.apps and sum(r.state == "running" for r in view.apps["wide"].replicas.values()) == 3,
+            "wide to run on all hosts",
+        )
+        yield running
+
+
+def test_list_json(cluster: LocalCluster) -> None:
+    """One object for each application, by name."""
+    shown = {app["name"]: app for app in read_json(cluster, "list")}
+    assert list(shown) == ["books", "shop", "wide"]
+    assert {(app["name"], app["style"], app["degree"], app["state"], app["degraded"]) for app in shown.values()} == {
+        ("shop", "warm", 2, "active", False),
+        ("books", "cold", 2, "active", False),
+        ("wide", "hot", 4, "active", True),
+    }
+    assert {name: app["primary"] for name, app in shown.items()} == {"shop": "host-a", "books": "host-b", "wide": "host-c"}
+
+
+def test_list_table(cluster: LocalCluster) -> None:
+    """One line for each application under a line of heads."""
+    heads, *rows = read(cluster, "list").splitlines()
+    assert heads.split() == ["NAME", "STYLE", "DEGREE", "STATE", "PRIMARY"]
+    assert [row.split()[0] for row in rows] == ["books", "shop", "wide"]
+    assert "active, degraded" in rows[2]
+
+
+def test_status_json(cluster: LocalCluster) -> None:
+    """Applications with their replicas, hosts with what they are, leaders."""
+    shown = read_json(cluster, "status")
+    assert set(shown) == {"applications", "hosts", "leaders"}
+    assert [host["name"] for host in shown["hosts"]] == HOSTS
+    by_name = {host["name"]: host for host in shown["hosts"]}
+    assert (by_name["host-b"]["labels"], by_name["host-b"]["capacity"]) == ({"zone": "b"}, 7)
+    assert sum(host["replicas"] for host in shown["hosts"]) == 7
+    assert set(shown["leaders"]) == {"manager", "superwatchdog"}
+    assert set(shown["leaders"].values()) <= set(HOSTS)
+    shop = next(app for app in shown["applications"] if app["name"] == "shop")
+    primary, backup = shop["replicas"]
+    assert (primary["host"], primary["role"], primary["state"]) == ("host-a", "primary", "running")
+    assert primary["endpoint"] == "demo://host-a"
+    assert (backup["role"], backup["state"]) == ("backup", "ready")
+    assert {replica["host"]: replica["pid"] for replica in shop["replicas"]} == pids(cluster, "shop")
+    assert primary["epoch"] == shop["epoch"]
+
+
+def test_status_table(cluster: LocalCluster) -> None:
+    """Every host, every replica's process and both leaders appear, and why an application is degraded."""
+    shown = read(cluster, "status")
+    assert all(word in shown for word in (*HOSTS, "leader of manager: host-", "leader of superwatchdog: host-", "zone=b"))
+    for app in ("shop", "books", "wide"):
+        assert all(str(pid) in shown for pid in pids(cluster, app).values())
+    assert "wide: 3 of 4 copies" in shown
+
+
+def test_status_of_some(cluster: LocalCluster) -> None:
+    """Only the named ones, in that order."""
+    assert [app["name"] for app in read_json(cluster, "status", "shop", "books")["applications"]] == ["shop", "books"]
+    shown = read(cluster, "status", "shop")
+    assert "shop" in shown
+    assert "books" not in shown
+
+
+def test_describe_json(cluster: LocalCluster) -> None:
+    """All of one application, its program and history included, but not its environment, which may hold secrets."""
+    shown = read_json(cluster, "describe", "books")
+    assert (shown["name"], shown["style"], shown["primary"]) == ("books", "cold", "host-b")
+    assert shown["program"]["argv"][1:4] == [str(STEADY), "--name", "books"]
+    assert "env" not in shown["program"]
+    assert shown["history"] == []
+    assert [(replica["role"], replica["state"]) for replica in shown["replicas"]] == [
+        ("primary", "running"),
+        ("backup", "standby"),
+    ]
+
+
+def test_describe_table(cluster: LocalCluster) -> None:
+    """A line for each setting and replica."""
+    shown = read(cluster, "describe", "books")
+    assert {"name:       books", "style:      cold", "primary:    host-b"} <= set(shown.splitlines())
+    assert str(STEADY) in shown
+    assert "standby" in shown
+
+
+def test_describe_tells_what_failed(cluster: LocalCluster) -> None:
+    """After a crash the history says who, how and what followed."""
+    epoch = cluster.wait_ready("shop")
+    host, _ = cluster.kill_replica("shop")
+    cluster.wait_ready("shop", after_epoch=epoch)
+    (event,) = read_json(cluster, "describe", "shop")["history"]
+    assert (event["failure"]["host"], event["failure"]["kind"], event["failure"]["role"]) == (host, "exit", "primary")
+    assert event["primary"] in set(HOSTS) - {host}
+    assert f"{event['primary']} promoted" in read(cluster, "describe", "shop")
+
+
+@pytest.mark.parametrize("words", [("status", "sho"), ("status", "shop", "sho"), ("describe", "sho")], ids=" ".join)
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_an_unknown_name_is_answered_with_the_known_ones(
+    cluster: LocalCluster, words: tuple[str, ...], form: str
+) -> None:
+    """Exit code 1, and nothing on standard output that a script could take for an answer."""
+    done = cli(words[0], *cluster.connection, "-o", form, *words[1:])
+    error = the_error(done, 1)
+    assert "no application sho " in error
+    assert all(name in error for name in ("shop", "books", "wide"))
+    assert done.stdout == ""
+
+
+def test_an_empty_cluster(etcd_server: EmbeddedEtcd) -> None:
+    """No application and no host is an answer, not an error."""
+    where = ["--etcd", etcd_server.endpoint, "--cluster", unique("empty")]
+    assert cli("list", *where).stdout == "no application is registered\n"
+    assert cli("list", *where, "-o", "json").stdout == "[]\n"
+    assert "no host is up" in cli("status", *where).stdout
+    assert "none is registered" in the_error(cli("describe", *where, "shop"), 1)
+
+
+@pytest.fixture(scope="module")
+def silent() -> Iterator[str]:
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield "127.0.0.1:{}".format(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def closed() -> str:
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return "127.0.0.1:{}".format(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("words", [*READING, ("remove", "shop")], ids=" ".join)
+def test_etcd_that_is_not_there(closed: str, words: tuple[str, ...]) -> None:
+    """One line that names the endpoint and what to do, soon, and nothing else."""
+    done = cli(words[0], "--etcd", closed, *words[1:], timeout=30)
+    error = the_error(done, 1)
+    assert closed in error
+    assert "--etcd" in error
+    assert (done.stdout, done.stderr) == ("", error + "\n")
+
+
+@pytest.mark.parametrize("words", [("list",), ("remove", "shop")], ids=" ".join)
+def test_etcd_that_never_answers(silent: str, words: tuple[str, ...]) -> None:
+    """The same as when nobody listens."""
+    done = cli(words[0], "--etcd", silent, *words[1:], timeout=60)
+    error = the_error(done, 1)
+    assert silent in error
+    assert "--etcd" in error
+    assert done.stderr == error + "\n"
+
+
+def test_several_endpoints_that_are_not_there(closed: str) -> None:
+    """Still one line."""
+    done = cli("list", "--etcd", f"{closed},127.0.0.1:1", timeout=60)
+    assert done.stderr == the_error(done, 1) + "\n"
+
+
+def test_one_endpoint_of_two_is_enough(cluster: LocalCluster, closed: str) -> None:
+    """The answer is complete."""
+    done = cli("list", "--etcd", f"{closed},{cluster.etcd.endpoint}", "--cluster", cluster.cluster)
+    assert done.returncode == 0
+    assert "shop" in done.stdout
+
+
+@pytest.mark.parametrize("words", [*READING, ("remove", "shop"), ("node",), ("watchdog",), ("manager",)], ids=" ".join)
+def test_an_endpoint_that_is_none_exits_2(words: tuple[str, ...], tmp_path: Path) -> None:
+    """A URL is not HOST:PORT."""
+    own = ["--state-dir", str(tmp_path), "--socket", str(tmp_path / "s")] if words[0] in ("node", "watchdog") else []
+    assert "http://x" in the_error(cli(words[0], "--etcd", "http://x", *own, *words[1:]), 2)
+
+
+@pytest.mark.parametrize("endpoints", ["", ",", "localhost", ":2379", "localhost:", "localhost:http"])
+def test_endpoints_that_are_none_exit_2(endpoints: str) -> None:
+    """What is missing is said."""
+    assert "HOST:PORT" in the_error(cli("list", "--etcd", endpoints), 2)
+
+
+def test_a_bad_cluster_name_exits_2(closed: str) -> None:
+    """A cluster's name is part of every key."""
+    assert "a/b" in the_error(cli("list", "--etcd", closed, "--cluster", "a/b"), 2)
+
+
+def test_settings_by_environment(cluster: LocalCluster) -> None:
+    """The connection can be given by environment instead."""
+    done = cli("list", env={"ETCDREPLICA_ETCD": cluster.etcd.endpoint, "ETCDREPLICA_CLUSTER": cluster.cluster})
+    assert done.returncode == 0
+    assert "shop" in done.stdout
+
+
+def test_tls_files_that_cannot_be_read_exit_2(closed: str, tmp_path: Path) -> None:
+    """The file is named."""
+    assert "nothing.pem" in the_error(cli("list", "--etcd", closed, "--etcd-ca", str(tmp_path / "nothing.pem")), 2)
+    assert "key file" in the_error(cli("list", "--etcd", closed, "--etcd-cert", str(tmp_path / "cert.pem")), 2)
+    assert "password" in the_error(cli("list", "--etcd", closed, "--etcd-user", "ann"), 2)
