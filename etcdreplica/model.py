@@ -216,6 +216,7 @@ class Replica:
     state: ReplicaState
     pid: int | None = None
     endpoint: str | None = None
+    successor: str | None = None  # whom its WatchDog will call when it dies
     decided_at: float | None = None  # when this WatchDog learned of the promotion
     promoted_at: float | None = None  # when it told the process
     body_at: float | None = None  # when the body began to run as primary

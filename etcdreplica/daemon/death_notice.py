@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from etcdreplica.app.kernel import NOTICE_NAME, PAGE
 from etcdreplica.errors import ProtocolError
@@ -29,9 +30,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.syscall.argtypes = (
-    [ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32] + [ctypes.c_void_p] * 2 + [ctypes.c_int]
-)
+_FUTEX_ARGUMENTS: list[Any] = [
+    ctypes.c_long,
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.c_uint32,
+    *[ctypes.c_void_p] * 2,
+    ctypes.c_int,
+]
+_libc.syscall.argtypes = _FUTEX_ARGUMENTS
 
 
 def watch(pid: int, remote_fd: int, pidfd: int, on_dying: Callable[[int], None]) -> None:

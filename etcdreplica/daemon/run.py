@@ -81,7 +81,9 @@ class Run:
         self._promoted = asyncio.Event()
         self._done = asyncio.Event()
         self._publish = asyncio.Event()
-        self._replica = Replica(placement.incarnation, placement.epoch, placement.role, ReplicaState.STARTING)
+        self._replica = Replica(
+            placement.incarnation, placement.epoch, placement.role, ReplicaState.STARTING, successor=placement.successor
+        )
         if placement.role is Role.PRIMARY:
             self._promoted.set()
 
@@ -109,8 +111,9 @@ class Run:
         else:
             self.placement = placement
             if self._replica.epoch != placement.epoch:
-                self._show(epoch=placement.epoch)
                 self._tell_role()
+            if (self._replica.epoch, self._replica.successor) != (placement.epoch, placement.successor):
+                self._show(epoch=placement.epoch, successor=placement.successor)
 
     def succeed(self, succession: Succession) -> None:
         """The primary of the epoch before is dead, and this replica was named to follow it."""
@@ -125,7 +128,13 @@ class Run:
         self._promoted.set()
         promoted_at = self._context.clock()
         self._tell_role()
-        self._show(role=Role.PRIMARY, epoch=placement.epoch, decided_at=decided_at, promoted_at=promoted_at)
+        self._show(
+            role=Role.PRIMARY,
+            epoch=placement.epoch,
+            successor=placement.successor,
+            decided_at=decided_at,
+            promoted_at=promoted_at,
+        )
 
     def stop(self) -> None:
         """End this replica: it is wanted here no longer."""

@@ -196,8 +196,10 @@ class LocalCluster:
             replicas = [known.replica(seat) for seat in assignment.seats]
             if assignment.epoch <= after_epoch or any(r is None or r.state is ReplicaState.STARTING for r in replicas):
                 return False
-            alone = len(replicas) == 1 or assignment.successor is not None
-            return replicas[0] is not None and replicas[0].state is ReplicaState.RUNNING and alone
+            primary = replicas[0]
+            if primary is None or primary.state is not ReplicaState.RUNNING or primary.epoch != assignment.epoch:
+                return False
+            return len(replicas) == 1 or (assignment.successor is not None and primary.successor == assignment.successor)
 
         self.wait_until(is_ready, f"{app} to be ready", timeout)
         found = self.view.apps[app].assignment
