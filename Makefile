@@ -34,7 +34,8 @@ lint: $(READY)   ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python docs/generate.py --check
 
 format: $(READY) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
@@ -47,7 +48,7 @@ bench: $(READY)  ## measure fail-over on this machine
 	$(BIN)/etcdreplica bench failover --fault host --trials 10
 
 docs: $(READY)   ## write the generated pages of docs/ anew
-	$(BIN)/python -m tests.write_docs
+	$(BIN)/python docs/generate.py
 
 clean:           ## remove what was made here
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

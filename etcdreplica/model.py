@@ -23,8 +23,6 @@ class ReplicaState(enum.StrEnum):
     READY = "ready"  # warm backup: loaded, waiting inside the decorated call
     RUNNING = "running"  # the body runs
     STOPPING = "stopping"
-    REFUSED = "refused"  # this host cannot run the program
-    ENDED = "ended"
 
 
 class AssignmentState(enum.StrEnum):

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from etcdreplica.model import ReplicaState as S
 
 TRANSITIONS: Mapping[S, frozenset[S]] = {
-    S.STARTING: frozenset({S.STANDBY, S.READY, S.RUNNING, S.STOPPING, S.REFUSED, S.ENDED}),
-    S.STANDBY: frozenset({S.STARTING, S.STOPPING, S.REFUSED, S.ENDED}),
-    S.READY: frozenset({S.RUNNING, S.STOPPING, S.ENDED}),
-    S.RUNNING: frozenset({S.STOPPING, S.ENDED}),
-    S.STOPPING: frozenset({S.ENDED}),
-    S.REFUSED: frozenset({S.ENDED}),
-    S.ENDED: frozenset(),
+    S.STARTING: frozenset({S.STANDBY, S.READY, S.RUNNING, S.STOPPING}),
+    S.STANDBY: frozenset({S.STARTING}),
+    S.READY: frozenset({S.RUNNING, S.STOPPING}),
+    S.RUNNING: frozenset({S.STOPPING}),
+    S.STOPPING: frozenset(),
 }
+"""Besides these, a replica may end from every state; then nothing of it is published any more."""
 
 PROMOTABLE = frozenset({S.STANDBY, S.READY, S.RUNNING})
 """States in which a backup can take over without waiting for anything."""
@@ -35,5 +34,5 @@ def diagram() -> str:
     """Return the table as a Mermaid state diagram."""
     lines = ["stateDiagram-v2", f"    [*] --> {S.STARTING}"]
     lines += [f"    {a} --> {b}" for a in S for b in S if b in TRANSITIONS[a]]
-    lines += [f"    {state} --> [*]" for state in S if not TRANSITIONS[state]]
+    lines += [f"    {state} --> [*]" for state in S]
     return "\n".join(lines) + "\n"

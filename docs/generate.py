@@ -1,0 +1,39 @@
+"""Writes the pages of docs/ that come from the code. `python docs/generate.py` (make docs); `--check` only compares."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from etcdreplica.core.lifecycle import PROMOTABLE, diagram
+
+HERE = Path(__file__).parent
+
+STATE_MACHINES = f"""# State machines
+
+Written by `make docs` from `etcdreplica/core/lifecycle.py`; do not edit.
+
+## A replica on its host
+
+```mermaid
+{diagram()}```
+
+A backup can take over without waiting in the states {", ".join(sorted(PROMOTABLE))}.
+"""
+PAGES = {"state-machines.md": STATE_MACHINES}
+
+
+def main() -> int:
+    """Write, or compare and return 1 if a page is not up to date."""
+    stale = [name for name, text in PAGES.items() if not (HERE / name).exists() or (HERE / name).read_text() != text]
+    if "--check" not in sys.argv:
+        for name in stale:
+            (HERE / name).write_text(PAGES[name])
+        return 0
+    for name in stale:
+        print(f"docs/{name} is not up to date: run 'make docs'", file=sys.stderr)  # noqa: T201
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
