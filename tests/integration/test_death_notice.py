@@ -1,0 +1,148 @@
+"""The early death notice with real processes: early where it is right, silent where it would be wrong."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from etcdreplica.daemon import death_notice
+from etcdreplica.errors import ProtocolError
+
+PROGRAM = """
+import os, sys, threading, time
+from etcdreplica.app.kernel import hold_notice
+held, end = threading.Event(), threading.Event()
+def holder():
+    print(hold_notice(), flush=True)
+    held.set()
+    end.wait()
+threading.Thread(target=holder, daemon=True).start()
+held.wait()
+sys.stdin.readline()
+{then}
+"""
+Start = Callable[[str], tuple[subprocess.Popen[str], int, "queue.Queue[int]"]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a program that holds a notice and, once it reads a line, does something; watch it."""
+    started: list[tuple[subprocess.Popen[str], int]] = []
+
+    def go(then: str) -> tuple[subprocess.Popen[str], int, queue.Queue[int]]:
+        program = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM.format(then=then)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        pidfd = os.pidfd_open(program.pid)
+        started.append((program, pidfd))
+        assert program.stdout is not None
+        notices: queue.Queue[int] = queue.Queue()
+        death_notice.watch(program.pid, int(program.stdout.readline()), pidfd, notices.put)
+        return program, pidfd, notices
+
+    yield go
+    for program, pidfd in started:
+        program.kill()
+        program.communicate()
+        os.close(pidfd)
+
+
+def _proceed(program: subprocess.Popen[str]) -> None:
+    assert program.stdin is not None
+    program.stdin.write("\n")
+    program.stdin.flush()
+
+
+@pytest.mark.parametrize("size_mib", [0, 512])
+def test_killed(start: Start, size_mib: int) -> None:
+    """SIGKILL gives a notice with the signal, with much memory too."""
+    program, _, notices = start(f"memory = bytearray({size_mib} << 20); print('big', flush=True); time.sleep(600)")
+    _proceed(program)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "big\n"
+    program.kill()
+    assert os.waitstatus_to_exitcode(notices.get(timeout=30)) == -signal.SIGKILL
+
+
+def test_stopped_then_killed(start: Start) -> None:
+    """A process that was stopped can be killed, and is noticed."""
+    program, _, notices = start("time.sleep(600)")
+    program.send_signal(signal.SIGSTOP)
+    program.kill()
+    assert os.waitstatus_to_exitcode(notices.get(timeout=30)) == -signal.SIGKILL
+
+
+def test_exit_status(start: Start) -> None:
+    """An ordinary exit tells its status."""
+    program, _, notices = start("os._exit(3)")
+    _proceed(program)
+    assert os.waitstatus_to_exitcode(notices.get(timeout=30)) == 3
+
+
+def _assert_silent_but_alive(program: subprocess.Popen[str], notices: queue.Queue[int]) -> None:
+    """The waiting thread has looked and given up: no notice came, and the process was not killed."""
+    for thread in threading.enumerate():
+        if thread.name == f"death notice {program.pid}":
+            thread.join(30)
+            assert not thread.is_alive()
+    assert notices.empty()
+    assert program.poll() is None
+
+
+def test_exec_is_no_death(start: Start) -> None:
+    """A process that calls exec releases the futex and lives on."""
+    program, _, notices = start("os.execvp('sh', ['sh', '-c', 'echo there; exec sleep 600'])")
+    _proceed(program)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "there\n"
+    _assert_silent_but_alive(program, notices)
+
+
+def test_end_of_the_holding_thread_is_no_death(start: Start) -> None:
+    """A process whose holding thread ends lives on."""
+    program, _, notices = start("end.set(); print('ended', flush=True); time.sleep(600)")
+    _proceed(program)
+    _assert_silent_but_alive(program, notices)
+
+
+def test_end_of_the_main_thread_is_no_death(start: Start) -> None:
+    """A process whose main thread and holding thread are gone, but not another one, lives on."""
+    program, _, notices = start(
+        "threading.Thread(target=lambda: time.sleep(600)).start(); import ctypes; end.set();"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    _proceed(program)
+    _assert_silent_but_alive(program, notices)
+
+
+def test_vfork_child_is_no_death(start: Start) -> None:
+    """A child started by vfork and exec comes and goes without a notice."""
+    program, _, notices = start("import subprocess; subprocess.run(['true']); print('ran', flush=True); time.sleep(600)")
+    _proceed(program)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "ran\n"
+    assert notices.empty()
+    program.kill()
+    assert notices.get(timeout=30)
+
+
+def test_not_a_notice() -> None:
+    """A file, a pipe, a missing descriptor and a page that could be cut off are refused."""
+    unsealed = os.memfd_create("etcdreplica-notice", os.MFD_ALLOW_SEALING)
+    os.ftruncate(unsealed, 4096)
+    read, write = os.pipe()
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        for fd in (unsealed, read, 987654):
+            with pytest.raises(ProtocolError):
+                death_notice.watch(os.getpid(), fd, pidfd, lambda status: None)
+    finally:
+        for fd in (unsealed, read, write, pidfd):
+            os.close(fd)
