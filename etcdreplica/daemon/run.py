@@ -32,6 +32,7 @@ from etcdreplica.words import Keep, Role, Style
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
+PROGRESS_SHOWN_S = 10.0  # heartbeats are published this often
 LAST_WORDS_S = 1.0  # a process whose body raised may take this long to end
 
 
@@ -76,6 +77,8 @@ class Run:
         self._given_up = False
         self._completed = False
         self._ending: asyncio.Task[None] | None = None
+        self._publisher: asyncio.Task[None] | None = None
+        self._progress_shown_at = 0.0
         self._error = ""
         self._stop = asyncio.Event()
         self._promoted = asyncio.Event()
@@ -173,7 +176,7 @@ class Run:
             if self._replica.state in (ReplicaState.STARTING, ReplicaState.READY):
                 self._show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
         elif kind == "progress":
-            self._replica = evolve(self._replica, progress_at=min(self._context.clock(), float(message["at"])))
+            self._note_progress(float(message["at"]))
         elif kind == "notice":
             if self.process is not None and self._connection is not None:
                 self.process.expect_notice(self._connection.pid, int(message["fd"]))
@@ -189,6 +192,13 @@ class Run:
             self._done.set()
         else:
             raise ProtocolError(f"unknown message {kind!r}")
+
+    def _note_progress(self, at: float) -> None:
+        at = min(self._context.clock(), at)
+        self._replica = evolve(self._replica, progress_at=at)
+        if at - self._progress_shown_at >= PROGRESS_SHOWN_S:
+            self._progress_shown_at = at
+            self._publish.set()
 
     def _tell_role(self) -> None:
         if self._connection is not None:
@@ -206,12 +216,11 @@ class Run:
 
     async def main(self) -> None:
         """Live."""
-        publisher: asyncio.Task[None] | None = None
         kind, reason = FailureKind.EXIT, "its WatchDog failed"
         try:
             registration = self._registration = await self._read_registration()
             self.lease = await self._grant()
-            publisher = asyncio.create_task(self._keep_published())
+            self._publisher = asyncio.create_task(self._keep_published())
             program = self._program(registration)
             check_program(program)
             if registration.style is Style.COLD and not self._promoted.is_set():
@@ -224,12 +233,18 @@ class Run:
                 kind, reason = self._why()
         except RefusedError as error:
             kind, reason = FailureKind.REFUSED, str(error)
-        finally:
-            if publisher is not None:
-                publisher.cancel()
-            if self.process is not None and not self._completed:
-                await self.process.kill()  # also when this task is cancelled
+        except asyncio.CancelledError:
+            await self._abandon()
+            raise
         await self._end(kind, reason)
+
+    async def _abandon(self) -> None:
+        """The session is over, and etcd is to learn of the end from the lease."""
+        for task in (self._ending, self._publisher):
+            if task is not None:
+                task.cancel()
+        if self.process is not None:
+            await self.process.kill()
 
     async def _start(self, registration: Registration) -> None:
         if self._replica.state is ReplicaState.STANDBY:
@@ -325,6 +340,8 @@ class Run:
 
     async def _finish(self, kind: FailureKind, reason: str) -> None:
         """See that it is dead, report the end and call the successor in one transaction, then give the lease up."""
+        if self._publisher is not None:
+            self._publisher.cancel()  # nothing may show the replica again
         if self.process is not None and not self._completed:
             await self.process.kill()
         placement, report = self.placement, self._report(kind, reason)

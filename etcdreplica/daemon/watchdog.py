@@ -50,6 +50,7 @@ class WatchDog:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, tuple[Placement, int]] = {}  # what comes after a run that is still ending
         self._candidates: dict[str, AppConnection] = {}
+        self._past: set[int] = set()  # leases of sessions that are over, ours or those of a WatchDog that died here
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -229,6 +230,9 @@ class WatchDog:
         entry = await self._store.get(key)
         if entry is not None and entry.lease == lease.id:
             return entry.create_revision
+        if entry is not None and entry.lease in self._past:
+            await self._store.leases.revoke_id(entry.lease)
+            entry = None
         with contextlib.suppress(StoreError):
             await self._store.leases.revoke(lease)
         if entry is None:
@@ -242,6 +246,7 @@ class WatchDog:
     async def _end_session(self, lease: Lease) -> None:
         """End every replica; the host lease goes last, when nothing runs under this session any more."""
         self._context = None
+        self._past.add(lease.id)
         self._next.clear()
         for run in list(self._runs.values()):
             run.leave()
@@ -260,7 +265,8 @@ class WatchDog:
         """A WatchDog that died here left replicas and a lease: end the ones, then give up the other."""
         lease = await self._state.end_leftovers()
         if lease is not None:
-            with contextlib.suppress(StoreError):
+            self._past.add(lease)
+            with contextlib.suppress(StoreError):  # then when the session is opened
                 await self._store.leases.revoke_id(lease)
 
 
