@@ -12,49 +12,22 @@ import contextlib
 import logging
 import signal
 import time
-from pathlib import Path
-from typing import Any
-
-from attrs import define, evolve
 
 from etcdreplica.app.protocol import INCARNATION_ENV, SOCKET_ENV, Message
-from etcdreplica.clock import Clock
-from etcdreplica.core.lifecycle import advance
 from etcdreplica.daemon.app_server import AppConnection
+from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.process import ReplicaProcess, check_program
-from etcdreplica.daemon.settings import FENCE_MARGIN_S, NodeSettings
-from etcdreplica.daemon.state_file import StateFile
-from etcdreplica.errors import ProtocolError, RefusedError, StoreError
+from etcdreplica.daemon.publisher import Publisher, insist
+from etcdreplica.daemon.settings import FENCE_MARGIN_S
+from etcdreplica.errors import CorruptValueError, ProtocolError, RefusedError, StoreError
 from etcdreplica.model import Failure, FailureKind, Placement, Program, Registration, Replica, ReplicaState, Succession
-from etcdreplica.store import Delete, Exists, Key, Kind, Lease, Put, Store, Txn, Unchanged
+from etcdreplica.store import Delete, Exists, Key, Kind, Lease, Put, Txn, Unchanged
 from etcdreplica.words import Keep, Role, Style
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 0.2
 PROGRESS_SHOWN_S = 10.0  # heartbeats are published this often
 LAST_WORDS_S = 1.0  # a process whose body raised may take this long to end
-
-
-@define
-class HostContext:
-    """What all runs of a session share."""
-
-    settings: NodeSettings
-    store: Store
-    clock: Clock
-    state: StateFile
-    session: int
-    lease: Lease  # of the host
-
-    @property
-    def host(self) -> str:
-        """The name of this host."""
-        return self.settings.host
-
-    def log_path(self, app: str) -> Path:
-        """Where the output of an application's replica goes."""
-        return self.settings.state_dir / "logs" / f"{app}.log"
 
 
 class Run:
@@ -77,15 +50,17 @@ class Run:
         self._given_up = False
         self._completed = False
         self._ending: asyncio.Task[None] | None = None
-        self._publisher: asyncio.Task[None] | None = None
         self._progress_shown_at = 0.0
         self._error = ""
         self._stop = asyncio.Event()
         self._promoted = asyncio.Event()
         self._done = asyncio.Event()
-        self._publish = asyncio.Event()
-        self._replica = Replica(
-            placement.incarnation, placement.epoch, placement.role, ReplicaState.STARTING, successor=placement.successor
+        self._publisher = Publisher(
+            context.store,
+            self.key,
+            Replica(
+                placement.incarnation, placement.epoch, placement.role, ReplicaState.STARTING, successor=placement.successor
+            ),
         )
         if placement.role is Role.PRIMARY:
             self._promoted.set()
@@ -113,10 +88,10 @@ class Run:
             self.leave()  # a body cannot be called back: another one starts as backup
         else:
             self.placement = placement
-            if self._replica.epoch != placement.epoch:
+            if self._publisher.replica.epoch != placement.epoch:
                 self._tell_role()
-            if (self._replica.epoch, self._replica.successor) != (placement.epoch, placement.successor):
-                self._show(epoch=placement.epoch, successor=placement.successor)
+            if (self._publisher.replica.epoch, self._publisher.replica.successor) != (placement.epoch, placement.successor):
+                self._publisher.show(epoch=placement.epoch, successor=placement.successor)
 
     def succeed(self, succession: Succession) -> None:
         """The primary of the epoch before is dead, and this replica was named to follow it."""
@@ -131,7 +106,7 @@ class Run:
         self._promoted.set()
         promoted_at = self._context.clock()
         self._tell_role()
-        self._show(
+        self._publisher.show(
             role=Role.PRIMARY,
             epoch=placement.epoch,
             successor=placement.successor,
@@ -165,7 +140,7 @@ class Run:
         if self._stop.is_set():
             connection.send("stop")
         elif self._registration and self._registration.style is Style.WARM and placement.role is Role.BACKUP:
-            self._show(state=ReplicaState.READY)
+            self._publisher.show(state=ReplicaState.READY)
 
     def _on_message(self, message: Message) -> None:
         kind = message["type"]
@@ -173,15 +148,15 @@ class Run:
             now = self._context.clock()
             body_at = min(now, float(message["at"]))
             self._started_at = body_at
-            if self._replica.state in (ReplicaState.STARTING, ReplicaState.READY):
-                self._show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
+            if self._publisher.replica.state in (ReplicaState.STARTING, ReplicaState.READY):
+                self._publisher.show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
         elif kind == "progress":
             self._note_progress(float(message["at"]))
         elif kind == "notice":
             if self.process is not None and self._connection is not None:
                 self.process.expect_notice(self._connection.pid, int(message["fd"]))
         elif kind == "advertise":
-            self._show(endpoint=str(message["endpoint"])[:1024])
+            self._publisher.show(endpoint=str(message["endpoint"])[:1024])
         elif kind == "leaving":
             self.leave()
         elif kind == "failed":
@@ -195,10 +170,9 @@ class Run:
 
     def _note_progress(self, at: float) -> None:
         at = min(self._context.clock(), at)
-        self._replica = evolve(self._replica, progress_at=at)
-        if at - self._progress_shown_at >= PROGRESS_SHOWN_S:
-            self._progress_shown_at = at
-            self._publish.set()
+        show = at - self._progress_shown_at >= PROGRESS_SHOWN_S
+        self._progress_shown_at = at if show else self._progress_shown_at
+        (self._publisher.show if show else self._publisher.note)(progress_at=at)
 
     def _tell_role(self) -> None:
         if self._connection is not None:
@@ -219,12 +193,13 @@ class Run:
         kind, reason = FailureKind.EXIT, "its WatchDog failed"
         try:
             registration = self._registration = await self._read_registration()
-            self.lease = await self._grant()
-            self._publisher = asyncio.create_task(self._keep_published())
+            store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
+            self.lease = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
+            self._publisher.start(self.lease)
             program = self._program(registration)
             check_program(program)
             if registration.style is Style.COLD and not self._promoted.is_set():
-                self._show(state=ReplicaState.STANDBY)
+                self._publisher.show(state=ReplicaState.STANDBY)
                 await self._first(self._promoted.wait(), self._stop.wait(), self._fenced())
             if not self._stop.is_set() and self._left() > 0:
                 await self._start(registration)
@@ -240,15 +215,15 @@ class Run:
 
     async def _abandon(self) -> None:
         """The session is over, and etcd is to learn of the end from the lease."""
-        for task in (self._ending, self._publisher):
-            if task is not None:
-                task.cancel()
+        self._publisher.stop()
+        if self._ending is not None:
+            self._ending.cancel()
         if self.process is not None:
             await self.process.kill()
 
     async def _start(self, registration: Registration) -> None:
-        if self._replica.state is ReplicaState.STANDBY:
-            self._show(state=ReplicaState.STARTING)
+        if self._publisher.replica.state is ReplicaState.STANDBY:
+            self._publisher.show(state=ReplicaState.STARTING)
         candidate, self._candidate = self._candidate, None
         if candidate is not None and candidate.is_open:
             try:
@@ -264,7 +239,7 @@ class Run:
         self.process.on_exit = self._on_exit
         self._started_at = self._context.clock()
         self._context.state.record_replica(self.app, self.process.pid)
-        self._show(pid=self.process.pid)
+        self._publisher.show(pid=self.process.pid)
         if candidate is not None and candidate.is_open:
             self.attach(candidate)
 
@@ -301,10 +276,10 @@ class Run:
         return self._error or process.exited.result() + ("" if self._connection else " before it was a replica")
 
     def _returned_zero(self, process: ReplicaProcess) -> bool:
-        return process.returncode == 0 and self._replica.state is ReplicaState.RUNNING
+        return process.returncode == 0 and self._publisher.replica.state is ReplicaState.RUNNING
 
     async def _end_gently(self, registration: Registration, process: ReplicaProcess) -> None:
-        self._show(state=ReplicaState.STOPPING)
+        self._publisher.show(state=ReplicaState.STOPPING)
         if self._connection is not None:
             self._connection.send("stop")
         else:
@@ -340,8 +315,7 @@ class Run:
 
     async def _finish(self, kind: FailureKind, reason: str) -> None:
         """See that it is dead, report the end and call the successor in one transaction, then give the lease up."""
-        if self._publisher is not None:
-            self._publisher.cancel()  # nothing may show the replica again
+        self._publisher.stop()  # nothing may show the replica again
         if self.process is not None and not self._completed:
             await self.process.kill()
         placement, report = self.placement, self._report(kind, reason)
@@ -371,7 +345,7 @@ class Run:
     def _report(self, kind: FailureKind, reason: str) -> tuple[Delete, Put]:
         """Take the replica back and say how it ended."""
         placement, now = self.placement, self._context.clock()
-        began = self._replica.state in (ReplicaState.RUNNING, ReplicaState.READY)
+        began = self._publisher.replica.state in (ReplicaState.RUNNING, ReplicaState.READY)
         failure = Failure(
             host=self._context.host,
             incarnation=placement.incarnation,
@@ -387,62 +361,19 @@ class Run:
         return Delete(self.key), Put(Key(Kind.FAILURES, (self.app, str(placement.incarnation))), failure)
 
     async def _commit(self, txn: Txn) -> None:
-        """Write, however long etcd is away: the process is dead, so nothing is at risk meanwhile."""
-        while True:
-            try:
-                await self._context.store.commit(txn)
-            except StoreError as error:
-                log.warning("%s: cannot report to etcd yet: %s", self.app, error)
-                await asyncio.sleep(RETRY_S)
-            else:
-                return
-
-    def _show(self, **changes: Any) -> None:
-        """Change what is published of this replica."""
-        if "state" in changes:
-            advance(self._replica.state, changes["state"])
-        self._replica = evolve(self._replica, **changes)
-        self._publish.set()
-
-    async def _keep_published(self) -> None:
-        self._publish.set()
-        while True:
-            await self._publish.wait()
-            self._publish.clear()
-            await self._put_until_stored()
-
-    async def _put_until_stored(self) -> None:
-        assert self.lease is not None
-        while not self.lease.lost.done():
-            try:
-                await self._context.store.commit(Txn((), (Put(self.key, self._replica, self.lease.id),)))
-            except StoreError as error:
-                log.warning("%s: cannot publish to etcd yet: %s", self.app, error)
-                await asyncio.sleep(RETRY_S)
-            else:
-                return
-
-    async def _grant(self) -> Lease:
-        while True:
-            try:
-                return await self._context.store.leases.grant(self._context.settings.lease_ttl_s)
-            except StoreError as error:
-                log.warning("%s: no lease from etcd yet: %s", self.app, error)
-                await asyncio.sleep(RETRY_S)
+        """Write, however long etcd is away: the process is dead or done, so nothing is at risk meanwhile."""
+        await insist(f"reporting {self.app}", lambda: self._context.store.commit(txn))
 
     async def _read_registration(self) -> Registration:
-        """Read it again while etcd is away. Raises RefusedError for one that is corrupt or gone."""
-        while True:
-            try:
-                entry = await self._context.store.get(Key(Kind.REGISTRATIONS, (self.app,)))
-            except StoreError as error:
-                if "corrupt" in str(error):
-                    raise RefusedError(str(error)) from None
-                await asyncio.sleep(RETRY_S)
-                continue
-            if entry is None:
-                raise RefusedError("its registration is gone")
-            return entry.value  # type: ignore[no-any-return]
+        """Raises RefusedError for one that is corrupt or gone."""
+        key = Key(Kind.REGISTRATIONS, (self.app,))
+        try:
+            entry = await insist(f"reading {key}", lambda: self._context.store.get(key))
+        except CorruptValueError as error:
+            raise RefusedError(str(error)) from None
+        if entry is None:
+            raise RefusedError("its registration is gone")
+        return entry.value  # type: ignore[no-any-return]
 
     def _program(self, registration: Registration) -> Program:
         override = registration.overrides.get(self._context.host)

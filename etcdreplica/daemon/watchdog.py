@@ -21,8 +21,9 @@ import etcdreplica
 from etcdreplica.app.protocol import Message
 from etcdreplica.clock import Clock, boottime
 from etcdreplica.daemon.app_server import AppConnection, AppServer
+from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.registry import register, unregister
-from etcdreplica.daemon.run import HostContext, Run
+from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError

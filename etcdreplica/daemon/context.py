@@ -1,0 +1,33 @@
+"""What all runs of one session of a host share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attrs import frozen
+
+from etcdreplica.clock import Clock
+from etcdreplica.daemon.settings import NodeSettings
+from etcdreplica.daemon.state_file import StateFile
+from etcdreplica.store import Lease, Store
+
+
+@frozen
+class HostContext:
+    """One stay of this host in the cluster."""
+
+    settings: NodeSettings
+    store: Store
+    clock: Clock
+    state: StateFile
+    session: int
+    lease: Lease  # of the host
+
+    @property
+    def host(self) -> str:
+        """The name of this host."""
+        return self.settings.host
+
+    def log_path(self, app: str) -> Path:
+        """Where the output of an application's replica goes."""
+        return self.settings.state_dir / "logs" / f"{app}.log"

@@ -1,0 +1,71 @@
+"""Showing one replica in etcd: always its newest state, under its own lease, however long etcd is away meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from attrs import evolve
+
+from etcdreplica.core.lifecycle import advance
+from etcdreplica.errors import CorruptValueError, StoreError
+from etcdreplica.model import Replica
+from etcdreplica.store import Key, Lease, Put, Store, Txn
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+RETRY_S = 0.2
+
+
+async def insist(what: str, call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call until etcd has answered it. Only for what may happen twice. Raises CorruptValueError."""
+    while True:
+        try:
+            return await call()
+        except CorruptValueError:
+            raise
+        except StoreError as error:
+            log.warning("%s: %s; trying again", what, error)
+            await asyncio.sleep(RETRY_S)
+
+
+class Publisher:
+    """Holds the record of one replica and writes each change of it. Nothing is written before `start` or after `stop`."""
+
+    def __init__(self, store: Store, key: Key, replica: Replica) -> None:
+        self.replica = replica
+        self._store = store
+        self._key = key
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def show(self, **changes: Any) -> None:
+        """Change what is shown. Raises IllegalTransitionError for a state that cannot follow."""
+        if "state" in changes:
+            advance(self.replica.state, changes["state"])
+        self.replica = evolve(self.replica, **changes)
+        self._changed.set()
+
+    def note(self, **changes: Any) -> None:
+        """Change what is shown, but let it wait for the next `show`."""
+        self.replica = evolve(self.replica, **changes)
+
+    def start(self, lease: Lease) -> None:
+        """Begin to write, at once and then at each change."""
+        self._task = asyncio.create_task(self._run(lease))
+
+    def stop(self) -> None:
+        """Write nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self, lease: Lease) -> None:
+        while not lease.lost.done():
+            self._changed.clear()
+            await insist(
+                f"publishing {self._key}", lambda: self._store.commit(Txn((), (Put(self._key, self.replica, lease.id),)))
+            )
+            await self._changed.wait()
