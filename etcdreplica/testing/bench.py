@@ -1,6 +1,6 @@
 """What `etcdreplica bench` measures, in the one form that all benches share.
 
-Every figure stands beside a floor measured in the same run: machines are shared and noisy, ratios travel.
+Every figure stands beside floors measured in the same run: machines are shared and noisy, ratios travel.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from etcdreplica.testing.etcd import EmbeddedEtcd
 from etcdreplica.testing.probe import PHASES, SAMPLE, Probe
 
 SETTLE_S = 1.1  # longer than the time after which a body counts as healthy
-FLOOR_ROUNDS = 30
+FLOOR_ROUNDS = 15
+PAUSE_S = 1.0  # before each floor too: after a quiet second everything is slower, for us and for the floor
 
 Progress = Callable[[int, int], None]
 
@@ -113,6 +115,7 @@ def _pidfd_notice() -> float:
     )
     assert child.stdout is not None
     child.stdout.readline()
+    time.sleep(PAUSE_S)
     fd = os.pidfd_open(child.pid)
     started = boottime()
     child.send_signal(signal.SIGKILL)
@@ -134,9 +137,9 @@ async def _put_to_event(endpoint: str) -> list[float]:
                 found.append(1000 * (boottime() - started))
             if writing is not None:
                 await writing
-            if len(found) >= FLOOR_ROUNDS + 5:
-                return found[5:]
-            await asyncio.sleep(0.01)
+            if len(found) > FLOOR_ROUNDS:
+                return found[1:]
+            await asyncio.sleep(PAUSE_S)
             started = boottime()
             writing = asyncio.create_task(store.commit(Txn((), (Put(key, Leader("bench", len(found))),))))
     return found
@@ -148,6 +151,7 @@ def _by_hand() -> float:
         path = str(Path(directory, "report"))
         reports.bind(path)
         reports.settimeout(30)
+        time.sleep(PAUSE_S)
         started = boottime()
         program = subprocess.Popen([sys.executable, str(SAMPLE), "--report", path], env={**os.environ, STANDALONE_ENV: "1"})
         try:

@@ -6,19 +6,15 @@ import json
 import random
 import socket
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from etcdreplica.app.protocol import VERSION, encode
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
-
-sys.path.append(str(Path(__file__).parent / "apps_cli"))
-from cli_harness import PATIENCE_S, STEADY, forget, keys_of, raw_keys, standing, start_steady, unique
+from tests.integration.apps_cli.cli_harness import fails_over, forget, keys_of, raw_keys, standing, start_steady, unique
 
 pytestmark = pytest.mark.integration
 
@@ -36,23 +32,23 @@ def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
 
 @pytest.fixture(autouse=True)
 def undisturbed(cluster: LocalCluster) -> Iterator[None]:
-    """What runs goes on, nothing is registered, no daemon stumbles, and a new application can still register."""
-    before, registered = standing(cluster, "load"), {key for key in raw_keys(cluster) if key.startswith("registrations/")}
+    """What runs goes on, nothing is registered, the WatchDog does not stumble, and still deals with registrations."""
+    log = cluster.hosts["host-a"].log_path
+    before, size = standing(cluster, "load"), log.stat().st_size
+    registered = {key for key in raw_keys(cluster) if key.startswith("registrations/")}
     yield
+    said = answer(cluster, encode("hello", version=VERSION, registration=registration(hosts=["host-x"])))
+    assert said is not None
+    assert "no such host is up: host-x" in said["message"]
     assert standing(cluster, "load") == before
     assert {key for key in raw_keys(cluster) if key.startswith("registrations/")} == registered
-    log = cluster.hosts["host-a"].log_path.read_text()
-    assert "Traceback" not in log
-    name = unique("new")
-    assert cluster.start(STEADY, "--name", name, "--body", "return").wait(PATIENCE_S) == 0
-    cluster.wait_until(lambda view: name in view.apps, "the new application")
-    forget(cluster, name)
+    assert b"Traceback" not in log.read_bytes()[size:]
 
 
 def connect(cluster: LocalCluster) -> socket.socket:
     """Connect to the WatchDog of host-a as an application does."""
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(PATIENCE_S)
+    client.settimeout(15.0)
     client.connect(str(cluster.hosts["host-a"].socket_path))
     return client
 
@@ -167,9 +163,11 @@ def test_what_is_not_the_protocol(cluster: LocalCluster, data: bytes) -> None:
         registration(keep="forever"),
         registration(labels={"zone": 5}),
     ],
-    ids=lambda value: json.dumps({k: v for k, v in value.items() if v != registration().get(k)})
-    if isinstance(value, dict)
-    else json.dumps(value),
+    ids=lambda value: (
+        json.dumps({k: v for k, v in value.items() if v != registration().get(k)})
+        if isinstance(value, dict)
+        else json.dumps(value)
+    ),
 )
 @pytest.mark.parametrize("adopt", [True, False], ids=["adopt", "detach"])
 def test_registrations_that_are_none(cluster: LocalCluster, wrong: object, adopt: bool) -> None:
@@ -251,3 +249,11 @@ def test_one_that_does_not_read(cluster: LocalCluster) -> None:
         for _ in range(50):
             client = stack.enter_context(connect(cluster))
             client.sendall(encode("hello", version=VERSION + 1) * 20)
+
+
+def test_a_new_application_after_all_that(cluster: LocalCluster) -> None:
+    """It registers, runs on both hosts and fails over."""
+    name = unique("new")
+    start_steady(cluster, name)
+    fails_over(cluster, name)
+    forget(cluster, name)

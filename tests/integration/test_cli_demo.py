@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent / "apps_cli"))
-from cli_harness import MARK, PATIENCE_S, background, cli, command, eventually, has_child, marked, unique
+from tests.integration.apps_cli.cli_harness import (
+    MARK,
+    PATIENCE_S,
+    background,
+    cli,
+    command,
+    eventually,
+    has_child,
+    marked,
+    unique,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -36,8 +44,16 @@ def test_demo_json(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("moment", ["starting", "running", "a host is dead"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "starting"),
+        (signal.SIGTERM, "running"),
+        (signal.SIGINT, "a host is dead"),
+        (signal.SIGTERM, "a host is dead"),
+    ],
+    ids=str,
+)
 def test_demo_interrupted(number: signal.Signals, moment: str, tmp_path: Path) -> None:
     """In the middle: exit code 130, no traceback, no process, no file."""
     directory, log, mark = tmp_path / "tmp", tmp_path / "log", unique("demo")

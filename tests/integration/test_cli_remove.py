@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +10,7 @@ from etcdreplica.model import Assignment, AssignmentState, Program, Registration
 from etcdreplica.store import Key, Kind, Put, Store, Txn
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.words import Style
-
-sys.path.append(str(Path(__file__).parent / "apps_cli"))
-from cli_harness import (
+from tests.integration.apps_cli.cli_harness import (
     STEADY,
     cli,
     eventually,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
-
-sys.path.append(str(Path(__file__).parent / "apps_cli"))
-from cli_harness import STEADY, cli, pids, read, read_json, start_steady, the_error, unique
+from tests.integration.apps_cli.cli_harness import STEADY, cli, pids, read, read_json, start_steady, the_error, unique
 
 pytestmark = pytest.mark.integration
 
@@ -125,9 +122,7 @@ def test_describe_tells_what_failed(cluster: LocalCluster) -> None:
 
 @pytest.mark.parametrize("words", [("status", "sho"), ("status", "shop", "sho"), ("describe", "sho")], ids=" ".join)
 @pytest.mark.parametrize("form", ["table", "json"])
-def test_an_unknown_name_is_answered_with_the_known_ones(
-    cluster: LocalCluster, words: tuple[str, ...], form: str
-) -> None:
+def test_an_unknown_name_is_answered_with_the_known_ones(cluster: LocalCluster, words: tuple[str, ...], form: str) -> None:
     """Exit code 1, and nothing on standard output that a script could take for an answer."""
     done = cli(words[0], *cluster.connection, "-o", form, *words[1:])
     error = the_error(done, 1)
@@ -149,14 +144,14 @@ def test_an_empty_cluster(etcd_server: EmbeddedEtcd) -> None:
 def silent() -> Iterator[str]:
     """A port that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        yield "127.0.0.1:{}".format(server.getsockname()[1])
+        yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
 def closed() -> str:
     """A port where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        return "127.0.0.1:{}".format(server.getsockname()[1])
+        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("words", [*READING, ("remove", "shop")], ids=" ".join)

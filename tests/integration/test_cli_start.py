@@ -11,9 +11,18 @@ import pytest
 
 from etcdreplica.model import AssignmentState
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
-
-sys.path.append(str(Path(__file__).parent / "apps_cli"))
-from cli_harness import APPS, PATIENCE_S, STEADY, cli, command, fails_over, forget, raw_keys, the_error, unique
+from tests.integration.apps_cli.cli_harness import (
+    APPS,
+    PATIENCE_S,
+    STEADY,
+    cli,
+    command,
+    fails_over,
+    forget,
+    raw_keys,
+    the_error,
+    unique,
+)
 
 pytestmark = pytest.mark.integration
 

@@ -107,6 +107,20 @@ class ClusterMachine(RuleBasedStateMachine):
         """Remove the application."""
         self.world.unregister()
 
+    @precondition(lambda self: APP in self.world.view.apps)
+    @rule(finisher=st.none() | hosts, degree=st.integers(1, 4), first=hosts)
+    def begin_anew(self, finisher: str | None, degree: int, first: str) -> None:
+        """Remove or complete the application and register it again before most WatchDogs have noticed."""
+        if finisher is None:
+            self.unregister()
+        else:
+            self.return_from_body(finisher)
+        self.manage_until_quiet()
+        if self.may_register():
+            self.register_again(degree)
+            self.manage_until_quiet()
+            self.take_placement(first)
+
     # --- hosts -----------------------------------------------------------------------------------------------------
 
     @rule(host=hosts)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from store_harness import new_cluster, revive
 
 from etcdreplica.store import EtcdOptions, Store
 from etcdreplica.testing.etcd import EmbeddedEtcd, find_etcd
-
-Connect = Callable[..., Store]
+from tests.integration.store.store_harness import Connect, new_cluster, revive
 
 
 @pytest.fixture(scope="module", params=["path", "wheel"])

@@ -31,6 +31,7 @@ from etcdreplica.testing.etcd import EmbeddedEtcd
 from etcdreplica.testing.processes import spawn_bound, stop
 
 T = TypeVar("T")
+Connect = Callable[..., Store]
 Follow = AsyncGenerator[Snapshot | Changes, None]
 
 BOUND_S = 20.0
@@ -158,13 +159,31 @@ def send(process: subprocess.Popen[bytes] | None, number: signal.Signals) -> Non
 @contextlib.contextmanager
 def paused(*servers: EmbeddedEtcd | Member) -> Iterator[None]:
     """SIGSTOP etcd for the length of the block."""
-    for server in servers:
-        send(server.process, signal.SIGSTOP)
     try:
+        for server in servers:
+            send(server.process, signal.SIGSTOP)
+        for server in servers:
+            _wait_until_stopped(server)
         yield
     finally:
         for server in servers:
             send(server.process, signal.SIGCONT)
+
+
+def _wait_until_stopped(server: EmbeddedEtcd | Member) -> None:
+    """Wait until no thread runs any more: until then a request may still be answered."""
+    assert server.process is not None
+    deadline = time.monotonic() + BOUND_S
+    while any(_state(task) not in "TZX" for task in Path(f"/proc/{server.process.pid}/task").iterdir()):
+        assert time.monotonic() < deadline, "etcd does not stop"
+        time.sleep(0.001)
+
+
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def revive(server: EmbeddedEtcd | Member) -> None:
@@ -180,7 +199,7 @@ def metric(endpoint: str, name: str) -> float:
     """Read one of etcd's own counters; one that etcd has not counted yet is 0."""
     with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=5) as answer:
         text = answer.read().decode()
-    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    found: re.Match[str] | None = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 

@@ -8,14 +8,25 @@ from collections.abc import AsyncIterator
 
 import pytest
 from aetcd.rpc import rpc_pb2 as rpc
-from conftest import Connect
-from store_harness import BOUND_S, POLL_S, eventually, host, host_key, metric, paused, renewed, until, write
 
 from etcdreplica.errors import LeaseLostError
 from etcdreplica.model import Leader
 from etcdreplica.store import Delete, Election, Key, Kind, Lease, Put, Store, Txn
 from etcdreplica.store.election import Leadership
 from etcdreplica.testing.etcd import EmbeddedEtcd
+from tests.integration.store.store_harness import (
+    BOUND_S,
+    POLL_S,
+    Connect,
+    eventually,
+    host,
+    host_key,
+    metric,
+    paused,
+    renewed,
+    until,
+    write,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -93,7 +104,7 @@ async def test_all_at_once(connect: Connect) -> None:
     try:
         by_name = {candidate.name: candidate for candidate in racing}
         async with asyncio.timeout(BOUND_S):
-            while len(order := await _listed(stores[0])) < 6:
+            while len(order := await _listed(stores[0])) < 6:  # noqa: ASYNC110 - a read is what is wanted
                 await asyncio.sleep(POLL_S)
         for revision, name in order:
             assert (await by_name[name].elected()).create_revision == revision

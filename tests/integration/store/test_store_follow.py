@@ -7,8 +7,13 @@ from contextlib import aclosing
 
 import pytest
 from aetcd.rpc import rpc_pb2 as rpc
-from conftest import Connect
-from store_harness import (
+
+from etcdreplica.model import Replica, ReplicaState
+from etcdreplica.store import Delete, Entry, Key, Kind, Put, Store
+from etcdreplica.testing.etcd import EmbeddedEtcd
+from etcdreplica.words import Role
+from tests.integration.store.store_harness import (
+    Connect,
     Relay,
     changes,
     eventually,
@@ -21,11 +26,6 @@ from store_harness import (
     write,
     write_hosts,
 )
-
-from etcdreplica.model import Replica, ReplicaState
-from etcdreplica.store import Delete, Entry, Key, Kind, Put, Store
-from etcdreplica.testing.etcd import EmbeddedEtcd
-from etcdreplica.words import Role
 
 pytestmark = pytest.mark.integration
 

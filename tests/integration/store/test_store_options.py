@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_harness import new_cluster
 
 from etcdreplica.errors import ConfigurationError, UsageError
 from etcdreplica.store import EtcdOptions, Store
+from tests.integration.store.store_harness import new_cluster
 
 pytestmark = pytest.mark.integration
 

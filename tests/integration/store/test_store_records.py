@@ -7,13 +7,12 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from conftest import Connect
-from store_harness import changes, host, host_key, new_cluster, snapshot, write, write_raw
 
 from etcdreplica import model
 from etcdreplica.errors import CorruptValueError, StoreError, StoreUnavailableError
 from etcdreplica.store import Corrupt, Delete, EtcdOptions, Exists, Key, Kind, Put, Store, Txn, Unchanged
 from etcdreplica.words import Keep, Role, Style
+from tests.integration.store.store_harness import Connect, changes, host, host_key, new_cluster, snapshot, write, write_raw
 
 pytestmark = pytest.mark.integration
 
@@ -64,7 +63,9 @@ RECORDS: tuple[tuple[Kind, tuple[str, ...], Any], ...] = (
     (
         Kind.REPLICAS,
         ("app", "a"),
-        model.Replica(9, 3, Role.PRIMARY, model.ReplicaState.RUNNING, 99, "tcp://a:1", 1.0, 1.5, 1.75, 2.0),
+        model.Replica(
+            9, 3, Role.PRIMARY, model.ReplicaState.RUNNING, 99, "tcp://a:1", decided_at=1.0, body_at=1.75, progress_at=2.5
+        ),
     ),
     (Kind.FAILURES, ("app", "9"), FAILURE),
     (Kind.HISTORY, ("app", "9"), model.Event(FAILURE, 4, None, "replaced", 1e9)),

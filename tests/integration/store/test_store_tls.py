@@ -13,12 +13,21 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from conftest import Connect
-from store_harness import changes, eventually, host, host_key, new_cluster, renewed, snapshot, write
 
 from etcdreplica.errors import ConfigurationError, StoreDeniedError, StoreUnavailableError
 from etcdreplica.store import EtcdOptions, Put, Store
 from etcdreplica.testing.etcd import EmbeddedEtcd
+from tests.integration.store.store_harness import (
+    Connect,
+    changes,
+    eventually,
+    host,
+    host_key,
+    new_cluster,
+    renewed,
+    snapshot,
+    write,
+)
 
 pytestmark = pytest.mark.integration
 
