@@ -48,7 +48,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="etcdreplica")
 def cli() -> None:
-    r"""Fail-over protection for ordinary applications, coordinated by etcd.
+    """Fail-over protection for ordinary applications, coordinated by etcd.
 
     \b
     Try it:      etcdreplica demo

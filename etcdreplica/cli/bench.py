@@ -13,7 +13,12 @@ from etcdreplica.words import Style
 
 @click.group("bench", short_help="Measure on this machine.")
 def bench_command() -> None:
-    """Measure on this machine, on an embedded etcd and real processes; needs no running cluster."""
+    """Measure on this machine, on an embedded etcd and real processes; needs no running cluster.
+
+    \b
+    Example:
+      etcdreplica bench failover --style warm
+    """
 
 
 @bench_command.command("failover")
@@ -33,7 +38,7 @@ def bench_command() -> None:
 def failover_command(
     style: str, trials: int, fault: str, degree: int, lease_ttl_s: float, etcd_program: str | None, output: str
 ) -> None:
-    r"""Measure fail-over: from just before SIGKILL is sent to the first line of the body on the successor.
+    """Measure fail-over: from just before SIGKILL is sent to the first line of the body on the successor.
 
     Phases: detected (the WatchDog, or the SuperWatchDog, has noticed), decided (the successor's WatchDog has learned of its
     promotion), promoted (it has told the process, or begins to start it), body (its first line runs; under style hot, its

@@ -25,7 +25,7 @@ def _log(verbose: bool) -> None:
 @click.option("--no-manager", is_flag=True, help="This host is never ReplicaManager.")
 @verbose_option
 def node_command(no_manager: bool, verbose: bool, **options: Any) -> None:
-    r"""Run this host's one daemon: the WatchDog, and a manager that campaigns to be ReplicaManager.
+    """Run this host's one daemon: the WatchDog, and a manager that campaigns to be ReplicaManager.
 
     It runs in the foreground until SIGTERM or Ctrl-C, then hands over what it runs.
 
@@ -52,7 +52,7 @@ def node_command(no_manager: bool, verbose: bool, **options: Any) -> None:
 @host_options
 @verbose_option
 def watchdog_command(verbose: bool, **options: Any) -> None:
-    r"""Run only the WatchDog of this host, without a manager beside it.
+    """Run only the WatchDog of this host, without a manager beside it.
 
     \b
     Example:
@@ -81,7 +81,7 @@ def watchdog_command(verbose: bool, **options: Any) -> None:
 def manager_command(
     host: str | None, lease_ttl_s: float, die_with_parent: bool, verbose: bool, cluster: str, **options: Any
 ) -> None:
-    r"""Run only a candidate for ReplicaManager and SuperWatchDog. Several may run; one leads.
+    """Run only a candidate for ReplicaManager and SuperWatchDog. Several may run; one leads.
 
     \b
     Example:
@@ -110,10 +110,16 @@ def manager_command(
 
 @click.command("dev", short_help="Run an etcd and a node on this laptop.")
 @host_options
-@click.option("--port", type=int, default=2379, show_default=True, help="Where the embedded etcd listens on loopback.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=2379,
+    show_default=True,
+    help="Where the embedded etcd listens on loopback.",
+)
 @verbose_option
 def dev_command(port: int, verbose: bool, **options: Any) -> None:
-    r"""Run an embedded etcd and one node in one command, until Ctrl-C. For trying on a laptop, not for production.
+    """Run an embedded etcd and one node in one command, until Ctrl-C. For trying on a laptop, not for production.
 
     Then, in another terminal, run any program with @protected in it; Ctrl-C here ends everything.
 

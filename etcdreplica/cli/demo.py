@@ -19,7 +19,7 @@ from etcdreplica.words import Style
 @click.option("--lease-ttl", "lease_ttl_s", type=float, default=2.0, show_default=True, help="How fast a lost host is noticed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the milliseconds of each phase.")
 def demo_command(styles: tuple[str, ...], lease_ttl_s: float, as_json: bool) -> None:
-    r"""Start an etcd and three hosts here, run a small server under each style, kill its primary, then a whole host.
+    """Start an etcd and three hosts here, run a small server under each style, kill its primary, then a whole host.
 
     It needs nothing running, and leaves nothing behind. The exit code is 1 if anything did not happen as it should.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -132,6 +133,8 @@ def with_store(work: Callable[[Store], Awaitable[T]], **options: Any) -> T:
     """Run `work` with a store, and fail fast with a clear message when etcd is not there."""
     from etcdreplica.store import Store
 
+    logging.getLogger("etcdreplica").addHandler(logging.NullHandler())  # the error that comes of it says enough
+
     async def run() -> T:
         async with Store(etcd_options(**options), options["cluster"]) as store:
             return await work(store)
@@ -140,5 +143,5 @@ def with_store(work: Callable[[Store], Awaitable[T]], **options: Any) -> T:
         return asyncio.run(run())
     except StoreUnavailableError as error:
         raise StoreUnavailableError(
-            f"{error}: is it running, and is --etcd (or $ETCDREPLICA_ETCD) right? 'etcdreplica dev' starts one on a laptop"
+            f"{error} (tried {options['etcd']}): is it running, and is --etcd (or $ETCDREPLICA_ETCD) right? 'etcdreplica dev' starts one on a laptop"
         ) from None

@@ -19,7 +19,7 @@ from etcdreplica.errors import EtcdReplicaError
 @click.option("--missing-ok", is_flag=True, help="Do not complain about names that are not registered.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 def remove_command(no_wait: bool, timeout: float, missing_ok: bool, names: tuple[str, ...], **options: Any) -> None:
-    r"""Ask every copy of the named applications to end, kill what does not, and forget the registrations.
+    """Ask every copy of the named applications to end, kill what does not, and forget the registrations.
 
     \b
     Examples:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @connection_options
 @output_option
 def list_command(output: str, **options: Any) -> None:
-    r"""List the registered applications, one a line.
+    """List the registered applications, one a line.
 
     \b
     Examples:
@@ -42,7 +42,7 @@ def list_command(output: str, **options: Any) -> None:
 @output_option
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 def status_command(output: str, names: tuple[str, ...], **options: Any) -> None:
-    r"""Show how the named applications are, or all of them, with the hosts and the leaders.
+    """Show how the named applications are, or all of them, with the hosts and the leaders.
 
     \b
     Examples:
@@ -85,7 +85,7 @@ def status_command(output: str, names: tuple[str, ...], **options: Any) -> None:
 @output_option
 @click.argument("name")
 def describe_command(output: str, name: str, **options: Any) -> None:
-    r"""Tell everything about one application: how it is registered, where it runs, what has failed.
+    """Tell everything about one application: how it is registered, where it runs, what has failed.
 
     \b
     Examples:

@@ -17,7 +17,7 @@ from etcdreplica.app.session import RegisteredOnly
 from etcdreplica.errors import UsageError
 
 
-@click.command("start", context_settings={"ignore_unknown_options": True}, short_help="Run a protected program.")
+@click.command("start", context_settings={"allow_interspersed_args": False}, short_help="Run a protected program.")
 @click.option("--detach", is_flag=True, help="Only register it: the hosts start all copies, this process ends.")
 @click.option("--style", default=None, help="cold, warm or hot; for a function that is not decorated.")
 @click.option("--degree", type=int, default=None, help="Number of copies; likewise.")
@@ -27,7 +27,7 @@ from etcdreplica.errors import UsageError
 def start_command(
     detach: bool, style: str | None, degree: int | None, name: str | None, target: str, arguments: tuple[str, ...]
 ) -> None:
-    r"""Run a protected function or script on this host; it becomes the primary, and other hosts run the other copies.
+    """Run a protected function or script on this host; it becomes the primary, and other hosts run the other copies.
 
     A function decorated with @protected brings its own style and degree; for another one give them here.
 
@@ -76,7 +76,7 @@ def _run_function(target: str, arguments: tuple[str, ...], options: dict[str, An
 
 def _load(target: str) -> Callable[..., Any]:
     module_name, colon, attribute = target.partition(":")
-    if not colon or not module_name or not attribute:
+    if not colon or not module_name or not attribute or module_name.startswith("."):
         raise UsageError(
             f"cannot tell what to start from {target!r}: write MODULE:FUNCTION, or the name of a script ending in .py"
         )

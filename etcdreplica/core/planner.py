@@ -19,6 +19,7 @@ from etcdreplica.words import Role
 
 ZONE = "zone"  # the host label by which replicas are spread
 HISTORY_KEPT = 20
+DERIVED = "placements/"  # corrupt values there are written anew from the assignment
 
 
 @frozen
@@ -67,7 +68,7 @@ class Decision:
 def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, settings: PlannerSettings) -> Decision:
     """Decide the next step for one application."""
     old, registration = app.assignment, app.registration
-    if app.corrupt:
+    if any(not key.startswith(DERIVED) for key in app.corrupt):
         return Decision()  # nobody can tell what is right until somebody mends the value
     if registration is None or (old and old.state is AssignmentState.REMOVING):
         return _remove(app)
@@ -110,12 +111,11 @@ class _Step:
         self._take_done()
         if not self.done:
             self._take_failures()
-            self._forget_strikes()
             self._promote()
             self._fill()
             self._choose_successor()
             self._describe()
-        if self.draft == self.app.assignment and not self.app.failures:
+        if self.draft == self.app.assignment and not self.app.failures and not self.app.corrupt:
             return Decision(wake_at=self.wake_at)
         return Decision(Plan(self.draft, tuple(self.app.failures), self._events()), self.wake_at)
 
@@ -198,24 +198,18 @@ class _Step:
             reason = f"{seat.host} is up but has not shown this replica for {self.settings.start_grace_s:g} s"
             yield Failure(seat.host, seat.incarnation, self.draft.epoch, role, FailureKind.LOST, reason, by="manager")
 
-    def _forget_strikes(self) -> None:
-        """A primary whose body has run for a while is healthy again."""
-        draft, policy = self.draft, self.settings.restart
+    def _is_settled(self) -> bool:
+        """Whether the primary's body has run for long enough that its next failure would be a first one."""
+        draft, memory = self.draft, self.memory
         replica = self.app.replica(draft.primary) if draft.primary else None
-        if (
-            draft.strikes < policy.free_strikes
-            or draft.primary is None
-            or not replica
-            or replica.state is not ReplicaState.RUNNING
-        ):
-            return
-        if self.memory.running_since is None or self.memory.running_since[0] != replica.incarnation:
-            self.memory.running_since = (replica.incarnation, self.now)
-        healthy_at = self.memory.running_since[1] + policy.settle_s
-        if self.now >= healthy_at:
-            self.draft = evolve(draft, strikes=0)
-        else:
-            self._wake(healthy_at)
+        if replica is None or replica.state is not ReplicaState.RUNNING:
+            return False
+        if memory.running_since is None or memory.running_since[0] != replica.incarnation:
+            memory.running_since = (replica.incarnation, self.now)
+        settled_at = memory.running_since[1] + self.settings.restart.settle_s
+        if self.now < settled_at:
+            self._wake(settled_at)
+        return self.now >= settled_at
 
     def _promote(self) -> None:
         if self.draft.primary is not None:
@@ -296,7 +290,7 @@ class _Step:
     def _choose_successor(self) -> None:
         """The first backup that can take over at once, unless the next failure has to wait anyway."""
         draft, policy = self.draft, self.settings.restart
-        waits = restart_delay_s(draft.strikes + 1, self.app.name, policy) > 0
+        waits = restart_delay_s(draft.strikes + 1, self.app.name, policy) > 0 and not self._is_settled()
         able = [seat.host for seat in draft.backups if self._is_up(seat) and self._promotable(seat)]
         self.draft = evolve(draft, successor=able[0] if able and draft.primary and not waits else None)
 

@@ -70,16 +70,17 @@ class ClusterView:
             else:
                 self.hosts[names[0]] = HostView(value, created)
             return set(self.apps)
-        if kind in ("leaders", "placements"):
+        if kind == "leaders":
             return set()
-        name = names[1] if kind == "successions" else names[0]
+        name = names[1] if kind in ("successions", "placements") else names[0]
         app = self.app(name)
         label = "/".join((kind, *names))
         if error:
             app.corrupt[label] = error
             return {name}
         app.corrupt.pop(label, None)
-        self._apply_to(app, kind, names, value, revision)
+        if kind != "placements":
+            self._apply_to(app, kind, names, value, revision)
         if app.is_empty():
             del self.apps[name]
         return {name}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from etcdreplica.app.protocol import VERSION, Decoder, Message, encode
+from etcdreplica.daemon.state_file import take_lock
 from etcdreplica.errors import ConfigurationError, ProtocolError
 
 log = logging.getLogger(__name__)
@@ -123,8 +123,7 @@ class AppServer:
             found = directory.stat()
             if found.st_uid not in (0, os.geteuid()) or (found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX):
                 raise ConfigurationError(f"the socket directory {directory} can be written by others: choose another --socket")
-            self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = take_lock(Path(f"{self._path}.lock"))
             self._path.unlink(missing_ok=True)
             loop = asyncio.get_running_loop()
             self._server = await loop.create_unix_server(lambda: AppConnection(self), str(self._path), backlog=512)

@@ -142,7 +142,7 @@ def check_program(program: Program) -> None:
         raise RefusedError(f"no directory {program.cwd}")
     command = program.argv[0]
     found = Path(program.cwd, command) if "/" in command else shutil.which(command, path=program.env.get("PATH", os.defpath))
-    if found is None or not os.access(found, os.X_OK):
+    if found is None or not Path(found).is_file() or not os.access(found, os.X_OK):
         raise RefusedError(f"no program {command}")
     for path in program.needs:
         if not os.access(Path(program.cwd, path), os.R_OK):

@@ -15,6 +15,7 @@ from etcdreplica.store import EtcdOptions
 from etcdreplica.words import check_name
 
 MIN_TTL_S = 2.0  # etcd grants no shorter lease with its default election timings
+MAX_TTL_S = 600.0
 FENCE_MARGIN_S = 0.5  # a WatchDog begins to kill this long before its lease could end
 
 
@@ -44,8 +45,11 @@ class NodeSettings:
         check_name("cluster name", self.cluster)
         if self.capacity < 1:
             raise ConfigurationError(f"bad capacity {self.capacity}: a host must hold at least 1 replica")
-        if self.lease_ttl_s < MIN_TTL_S:
-            raise ConfigurationError(f"bad lease TTL {self.lease_ttl_s:g} s: etcd grants no lease under {MIN_TTL_S:g} s")
+        if not MIN_TTL_S <= self.lease_ttl_s <= MAX_TTL_S:
+            raise ConfigurationError(
+                f"bad lease TTL {self.lease_ttl_s:g} s: etcd grants no lease under {MIN_TTL_S:g} s, and one over "
+                f"{MAX_TTL_S:g} s would leave a lost host unnoticed for too long"
+            )
         if self.etcd.timeout_s > self.lease_ttl_s:
             raise ConfigurationError(
                 f"an etcd call may take {self.etcd.timeout_s:g} s, longer than the lease TTL of {self.lease_ttl_s:g} s: "

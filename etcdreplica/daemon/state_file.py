@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import msgspec
+from attrs import frozen
 
 from etcdreplica.daemon.process import start_time
 from etcdreplica.errors import ConfigurationError
@@ -22,6 +24,26 @@ from etcdreplica.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def take_lock(path: Path) -> int:
+    """Lock a file for as long as the returned descriptor is open. Raises BlockingIOError when somebody else has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@frozen
+class Leftover:
+    """What stands in the file."""
+
+    boot: str
+    lease: int | None
+    replicas: Mapping[str, tuple[int, int]]  # by application: pid and start time
 
 
 class StateFile:
@@ -39,8 +61,7 @@ class StateFile:
         """Become the only WatchDog of this directory. Raises ConfigurationError."""
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(self._directory / "watchdog.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = take_lock(self._directory / "watchdog.lock")
         except BlockingIOError:
             raise ConfigurationError(f"another WatchDog uses {self._directory}: give this one another --state-dir") from None
         except OSError as error:
@@ -79,29 +100,25 @@ class StateFile:
         found = self._read()
         if found is None:
             return None
-        same_boot = found.get("boot") == self._boot
-        for app, (pid, started) in found.get("replicas", {}).items() if same_boot else ():
+        for app, (pid, started) in found.replicas.items() if found.boot == self._boot else ():
             if start_time(pid) == started:
                 log.warning("%s: ending process %d that an earlier WatchDog left", app, pid)
             while start_time(pid) == started:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 await asyncio.sleep(0.005)
-        lease = found.get("lease")
-        return lease if isinstance(lease, int) else None
+        return found.lease
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> Leftover | None:
         try:
-            found = json.loads(self._path.read_text())
+            return msgspec.json.decode(self._path.read_bytes(), type=Leftover)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, msgspec.MsgspecError, RecursionError) as error:
             log.warning("cannot read %s (%s): the leases of an earlier WatchDog must expire by themselves", self._path, error)
             return None
-        return found if isinstance(found, dict) else None
 
     def _write(self) -> None:
-        state = {"boot": self._boot, "lease": self._lease, "replicas": self._replicas}
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
+        temporary.write_bytes(msgspec.json.encode(Leftover(self._boot, self._lease, self._replicas)))
         temporary.replace(self._path)

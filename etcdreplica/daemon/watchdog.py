@@ -142,6 +142,8 @@ class WatchDog:
 
     def _on_hello(self, connection: AppConnection, message: Message) -> None:
         if "registration" in message:
+            if not isinstance(message["registration"], dict):
+                raise ProtocolError("a registration must be an object")
             self._spawn(self._register(connection, message))
             return
         run = self._runs.get(message["app"])

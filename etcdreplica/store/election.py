@@ -14,7 +14,7 @@ from attrs import frozen
 
 from etcdreplica.errors import LeaseLostError, StoreUnavailableError
 from etcdreplica.model import Leader
-from etcdreplica.store.keys import Key, Kind
+from etcdreplica.store.keys import Corrupt, Key, Kind
 from etcdreplica.store.leases import Lease
 from etcdreplica.store.store import Snapshot, Store
 from etcdreplica.store.txn import Exists, Put, Txn, Unchanged
@@ -76,7 +76,7 @@ class Election:
                 if isinstance(batch, Snapshot):
                     candidates.clear()
                 for entry in batch.entries:
-                    if entry.value is None:
+                    if entry.value is None or isinstance(entry.value, Corrupt) or not entry.lease:
                         candidates.pop(entry.key, None)
                     else:
                         candidates[entry.key] = entry.create_revision

@@ -7,17 +7,18 @@ arrives as `Corrupt`, naming its key, so that one bad value stops one applicatio
 from __future__ import annotations
 
 import enum
+import re
 from typing import Any
 
 import msgspec
 from attrs import frozen
 
 from etcdreplica import model
-from etcdreplica.words import check_name
+from etcdreplica.words import NAME, check_name
 
 
 class Kind(enum.StrEnum):
-    """The first part of a key after the cluster."""
+    """The first part of a key after the cluster; the rest of it is as `_SHAPES` says."""
 
     HOSTS = "hosts"  # <host>, host lease
     REGISTRATIONS = "registrations"  # <app>
@@ -40,6 +41,21 @@ RECORDS: dict[Kind, type[Any]] = {
     Kind.FAILURES: model.Failure,
     Kind.HISTORY: model.Event,
     Kind.LEADERS: model.Leader,
+}
+_NAME, _NUMBER = NAME.pattern, r"[0-9]{1,18}"
+_SHAPES: dict[Kind, re.Pattern[str]] = {
+    kind: re.compile(kind + "/" + "/".join(parts))
+    for kind, *parts in (
+        (Kind.HOSTS, f"({_NAME})"),
+        (Kind.REGISTRATIONS, f"({_NAME})"),
+        (Kind.ASSIGNMENTS, f"({_NAME})"),
+        (Kind.PLACEMENTS, f"({_NAME})", f"({_NAME})"),
+        (Kind.SUCCESSIONS, f"({_NAME})", f"({_NAME})"),
+        (Kind.REPLICAS, f"({_NAME})", f"({_NAME})"),
+        (Kind.FAILURES, f"({_NAME})", f"({_NUMBER})"),
+        (Kind.HISTORY, f"({_NAME})", f"({_NUMBER})"),
+        (Kind.LEADERS, f"({_NAME})", "([0-9a-f]{1,16})"),
+    )
 }
 _DECODERS = {kind: msgspec.json.Decoder(record) for kind, record in RECORDS.items()}
 _ENCODE = msgspec.json.Encoder().encode
@@ -90,12 +106,11 @@ class Keyspace:
         return (self.root + "".join(f"{part}/" for part in (kind, *names) if part)).encode()
 
     def parse(self, path: bytes) -> Key | None:
-        """Return the key, or None for one that no version of this package we know of wrote."""
-        kind, *names = path.decode(errors="replace").removeprefix(self.root).split("/")
-        try:
-            return Key(Kind(kind), tuple(names)) if names else None
-        except ValueError:
-            return None
+        """Return the key, or None for one that this package does not write."""
+        rest = path.decode(errors="replace").removeprefix(self.root)
+        shape = _SHAPES.get(rest.partition("/")[0])  # type: ignore[call-overload]
+        match = shape.fullmatch(rest) if shape else None
+        return Key(Kind(rest.partition("/")[0]), match.groups()) if match else None
 
 
 def encode(value: Any) -> bytes:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aetcd.rpc import rpc_pb2 as rpc
@@ -100,17 +100,14 @@ class LeaseKeeper:
         while True:
             for lease in self._leases.values():
                 lease.sent.clear()
-            requests = self._requests()
             try:
-                async for answer in self._channel.stream("Lease.LeaseKeepAlive", requests, self._longest_silence):
+                async for answer in self._channel.stream("Lease.LeaseKeepAlive", self._requests(), self._longest_silence):
                     self._take(answer)
             except StoreError as error:
                 log.debug("lease stream lost: %s", error)
-            finally:
-                await requests.aclose()
             await asyncio.sleep(RECONNECT_S * (0.5 + random.random()))
 
-    async def _requests(self) -> AsyncGenerator[Any, None]:
+    async def _requests(self) -> AsyncIterator[Any]:
         first = True
         while True:
             self._changed.clear()

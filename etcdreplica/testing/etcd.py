@@ -86,6 +86,8 @@ class EmbeddedEtcd:
 
     def start(self) -> None:
         """Start it, or start it again on the same port and data, and return when it answers."""
+        if self._fixed_port:
+            _check_free(self._fixed_port)  # else the health of a stranger there would be taken for ours
         for attempt in range(1, PORT_TRIES + 1):
             if not self.port:
                 self.port = _free_port()
@@ -145,6 +147,14 @@ class EmbeddedEtcd:
                 return bool(json.load(answer)["health"] in ("true", True))
         except (OSError, ValueError):
             return False
+
+
+def _check_free(port: int) -> None:
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+    except OSError as error:
+        raise EtcdReplicaError(f"cannot start etcd on port {port}: {error.strerror}; choose another one with --port") from None
 
 
 def _free_port() -> int:
