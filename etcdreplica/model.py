@@ -118,11 +118,12 @@ class Registration:
 
     def differences(self, other: Registration) -> list[str]:
         """Name the settings that differ, as people read them; the environment and the origin do not count."""
-        mine, theirs = ((r.style, r.degree, r.hosts, r.labels, r.keep, r.stop_timeout_s, r.overrides) for r in (self, other))
+        ours, others = ((r.style, r.degree, r.hosts, r.labels, r.keep, r.stop_timeout_s, r.overrides) for r in (self, other))
         names = ("style", "degree", "hosts", "labels", "keep", "stop_timeout_s", "overrides")
-        found = [f"{n} {a!s} -> {b!s}" for n, a, b in zip(names, mine, theirs, strict=True) if a != b]
+        found = [f"{n} {a!s} -> {b!s}" for n, a, b in zip(names, ours, others, strict=True) if a != b]
         if (self.program.argv, self.program.cwd) != (other.program.argv, other.program.cwd):
-            found.append(f"program {' '.join(self.program.argv)} -> {' '.join(other.program.argv)}")
+            mine, theirs = (f"{' '.join(r.program.argv)} (in {r.program.cwd})" for r in (self, other))
+            found.append(f"program {mine} -> {theirs}")
         return found
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
+import threading
 from typing import TYPE_CHECKING, overload
 
-from etcdreplica.app.program import capture, default_name
+from etcdreplica.app.link import ASKING
+from etcdreplica.app.program import default_name
 from etcdreplica.app.session import Session, only_one
 from etcdreplica.errors import UsageError
 from etcdreplica.words import check_degree, check_name, check_stop_timeout, parse_keep, parse_style
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from typing import Any, Concatenate, ParamSpec, TypeVar
 
     from etcdreplica.app.replica import Replica
@@ -77,7 +82,7 @@ def protected(
         "style": parse_style(style).value,
         "degree": check_degree(degree, allowed),
         "hosts": allowed,
-        "labels": dict(labels or {}),
+        "labels": _check_labels(labels or {}),
         "keep": parse_keep(keep).value,
         "stop_timeout_s": check_stop_timeout(stop_timeout),
         "overrides": {check_name("host name", host): _plain(given) for host, given in (overrides or {}).items()},
@@ -102,7 +107,7 @@ def _protect(body: Callable[..., Any], options: Mapping[str, Any]) -> Callable[.
     is_async, takes_replica = _shape(body)
 
     def session() -> Session:
-        return Session({"name": default_name(body), **options, "program": capture()})
+        return Session({"name": default_name(body), **options})
 
     def call(replica: Replica, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return body(replica, *args, **kwargs) if takes_replica else body(*args, **kwargs)
@@ -128,11 +133,17 @@ def _protect(body: Callable[..., Any], options: Mapping[str, Any]) -> Callable[.
 def _shape(body: Callable[..., Any]) -> tuple[bool, bool]:
     """Return whether it is an `async def`, and whether it takes a replica."""
     code = getattr(body, "__code__", None)
-    if code is not None and not hasattr(body, "__self__"):
+    if code is not None and not hasattr(body, "__self__") and not hasattr(body, "__wrapped__"):
         return bool(code.co_flags & _CO_COROUTINE), bool(code.co_argcount or code.co_flags & _CO_VARARGS)
     import inspect
 
     return inspect.iscoroutinefunction(body), bool(inspect.signature(body).parameters)
+
+
+def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    if not hasattr(labels, "items") or not all(isinstance(x, str) for pair in labels.items() for x in pair):
+        raise UsageError(f"labels must be texts by name, as {{'zone': 'a'}}, not {labels!r}")
+    return dict(labels)
 
 
 def _plain(override: Override) -> dict[str, Any]:
@@ -143,38 +154,65 @@ def _plain(override: Override) -> dict[str, Any]:
     return attrs.asdict(override)
 
 
-def _run(make_session: Callable[[], Session], call: Callable[[Replica], Any]) -> Any:
+@contextlib.contextmanager
+def _connected(make_session: Callable[[], Session]) -> Iterator[Session]:
     with only_one():
         session = make_session()
-        with session.signals():
-            session.open()
-            replica = session.wait_for_turn()
-            session.begin()
-            try:
-                result = call(replica)
-            except BaseException as error:
-                session.end(error)
-                raise
-            session.end(None)
-            return result
+        session.connect()
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+def _run(make_session: Callable[[], Session], call: Callable[[Replica], Any]) -> Any:
+    with _connected(make_session) as session, session.signals():
+        replica = session.wait_for_turn()
+        session.begin()
+        try:
+            result = call(replica)
+        except BaseException as error:
+            session.end(error)
+            raise
+        session.end(None)
+        return result
 
 
 async def _run_async(make_session: Callable[[], Session], call: Callable[[Replica], Coroutine[Any, Any, Any]]) -> Any:
     import asyncio
 
-    def prepare() -> Replica:
-        session.open()
-        return session.wait_for_turn()
+    with _connected(make_session) as session, _loop_signals(session, asyncio.get_running_loop()):
+        replica = await asyncio.to_thread(session.wait_for_turn)
+        session.begin()
+        try:
+            result = await call(replica)
+        except BaseException as error:
+            await asyncio.to_thread(session.end, error)
+            raise
+        await asyncio.to_thread(session.end, None)
+        return result
 
-    with only_one():
-        session = make_session()
-        with session.signals():
-            replica = await asyncio.to_thread(prepare)
-            session.begin()
-            try:
-                result = await call(replica)
-            except BaseException as error:
-                await asyncio.to_thread(session.end, error)
-                raise
-            await asyncio.to_thread(session.end, None)
-            return result
+
+@contextlib.contextmanager
+def _loop_signals(session: Session, loop: AbstractEventLoop) -> Iterator[None]:
+    """The same as `Session.signals` for a body that runs in a loop, which has its own way to be woken by signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in ASKING}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+    def ask() -> None:
+        restore()
+        session.ask_to_leave()
+
+    for number in ASKING:
+        loop.add_signal_handler(number, ask)
+    try:
+        yield
+    finally:
+        restore()

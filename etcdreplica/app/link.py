@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import socket
 import threading
 from collections import deque
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from etcdreplica.app.protocol import Message
+
+
+ASKING = frozenset({signal.SIGTERM, signal.SIGINT})  # signals that ask a copy to end
 
 
 class Link:
@@ -35,7 +39,8 @@ class Link:
         self._decoder = Decoder()
         self._messages: deque[Message] = deque()
         self._sending = threading.Lock()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake, self.wake_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.signalled = False  # one of ASKING has come, or `wake` was called
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
@@ -54,9 +59,16 @@ class Link:
             except OSError:
                 return
 
+    def close(self) -> None:
+        """Give the descriptors back; nobody may be receiving any more."""
+        self._socket.close()
+        os.close(self._wake)
+        os.close(self.wake_fd)
+
     def wake(self) -> None:
-        """Make `receive` return None."""
-        os.eventfd_write(self._wake, 1)
+        """Make `receive` return None, as SIGTERM does when `wake_fd` is the process's wake-up descriptor."""
+        with contextlib.suppress(OSError):
+            os.write(self.wake_fd, bytes([signal.SIGTERM]))
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """Return the next message, or None when woken or after `timeout` seconds.
@@ -68,8 +80,10 @@ class Link:
             if not ready:
                 return None
             if any(fd == self._wake for fd, _ in ready):
-                os.eventfd_read(self._wake)
-                return None
+                if not ASKING.isdisjoint(os.read(self._wake, 256)):
+                    self.signalled = True
+                    return None
+                continue
             try:
                 data = self._socket.recv(65536)
             except OSError:

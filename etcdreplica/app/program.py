@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Variables that belong to one login, terminal or service invocation, or to this host's own etcdreplica.
 _LOCAL = re.compile(
-    r"_|PWD|OLDPWD|SHLVL|TERM.*|COLORTERM|LINES|COLUMNS|TTY|HOSTNAME|DISPLAY|WAYLAND_DISPLAY|WINDOWID|MAIL|SSH_.*|SUDO_.*"
+    r"_|PWD|OLDPWD|SHLVL|TERM(_.*|INFO)?|COLORTERM|LINES|COLUMNS|TTY|HOSTNAME|DISPLAY|WAYLAND_DISPLAY|WINDOWID|MAIL|SSH_.*|SUDO_.*"
     r"|DBUS_.*|XDG_(SESSION|RUNTIME|SEAT|VTNR).*|TMUX.*|STY|INVOCATION_ID|JOURNAL_STREAM|NOTIFY_SOCKET|WATCHDOG_.*"
     r"|LISTEN_.*|SYSTEMD_.*|PYTEST_.*|ETCDREPLICA_.*"
 )
@@ -31,16 +31,30 @@ def capture() -> dict[str, Any]:
     arguments = sys.orig_argv[1:]
     if os.environ.get(DETACH_ENV) == "1" and "--detach" in arguments:
         arguments.remove("--detach")  # the copies are to run, not to register
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    by_name = any(re.fullmatch(r"-[a-zA-Z]*[cm]", a) for a in arguments)
-    if not arguments or arguments[-1] == "-" or (script is None and not by_name):
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None)
+    by_name = getattr(main, "__spec__", None) is not None or (script is None and sys.argv[:1] == ["-c"])
+    if not by_name and (script is None or script == "<stdin>"):
         raise UsageError("a program typed in or read from standard input cannot be started on another host: use a file")
+    directory = os.getcwd()  # noqa: PTH109  (pathlib would cost every import 3 ms)
+    for text in (directory, *arguments):
+        if not _is_text(text):
+            raise UsageError(f"the command line and the directory must be UTF-8 to be started on another host: {text!r}")
+    environment = {n: v for n, v in os.environ.items() if not _LOCAL.fullmatch(n) and _is_text(n) and _is_text(v)}
     return {
         "argv": [sys.executable, *arguments],
-        "cwd": os.getcwd(),  # noqa: PTH109  (pathlib would cost every import 3 ms)
-        "env": {name: value for name, value in os.environ.items() if not _LOCAL.fullmatch(name)},
-        "needs": [os.path.abspath(script)] if script and not by_name else [],  # noqa: PTH100
+        "cwd": directory,
+        "env": environment,
+        "needs": [] if by_name else [os.path.abspath(script)],  # noqa: PTH100
     }
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def default_name(function: Callable[..., Any]) -> str:
@@ -54,4 +68,4 @@ def default_name(function: Callable[..., Any]) -> str:
     name = module.removesuffix(".__main__")
     if function.__qualname__ != "main":
         name += f".{function.__qualname__}"
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:63]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:63].rstrip("._-")

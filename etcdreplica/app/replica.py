@@ -88,10 +88,14 @@ class Replica:
     def _become(self, role: Role, epoch: int) -> None:
         changed = role is not self.role
         self._is = (role, epoch)
-        for callback in self._callbacks if changed else ():
+        if changed and self._callbacks:
+            threading.Thread(target=self._call_back, args=(role, epoch), name="etcdreplica role change", daemon=True).start()
+
+    def _call_back(self, role: Role, epoch: int) -> None:
+        for callback in self._callbacks:
             try:
                 callback(role, epoch)
-            except Exception:
+            except BaseException:
                 import logging
 
                 logging.getLogger("etcdreplica").exception("a role-change callback of %s raised", self._name)

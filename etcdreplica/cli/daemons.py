@@ -98,8 +98,8 @@ def manager_command(
     if die_with_parent:
         bind(signal.SIGKILL)
     _log(verbose)
-    named = {"host": host} if host else {}
-    settings = NodeSettings(cluster=cluster, etcd=etcd_options(**options), lease_ttl_s=lease_ttl_s, **named)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"cluster": cluster, "etcd": etcd_options(**options), "lease_ttl_s": lease_ttl_s}
+    settings = NodeSettings(**(given | ({"host": host} if host else {})))
 
     async def run() -> None:
         async with Store(settings.etcd, settings.cluster) as store:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from attrs import evolve
 
 from etcdreplica.errors import StoreUnavailableError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from etcdreplica.daemon.settings import NodeSettings
     from etcdreplica.store import EtcdOptions, Store
 
+PATIENCE_S = 3.0  # a person waits longer than a daemon does
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -136,12 +138,14 @@ def with_store(work: Callable[[Store], Awaitable[T]], **options: Any) -> T:
     logging.getLogger("etcdreplica").addHandler(logging.NullHandler())  # the error that comes of it says enough
 
     async def run() -> T:
-        async with Store(etcd_options(**options), options["cluster"]) as store:
+        patient = evolve(etcd_options(**options), timeout_s=PATIENCE_S)
+        async with Store(patient, options["cluster"]) as store:
             return await work(store)
 
     try:
         return asyncio.run(run())
     except StoreUnavailableError as error:
         raise StoreUnavailableError(
-            f"{error} (tried {options['etcd']}): is it running, and is --etcd (or $ETCDREPLICA_ETCD) right? 'etcdreplica dev' starts one on a laptop"
+            f"{error} (tried {options['etcd']}): is it running, and is --etcd (or $ETCDREPLICA_ETCD) right? "
+            "'etcdreplica dev' starts one on a laptop"
         ) from None

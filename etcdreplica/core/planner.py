@@ -15,7 +15,7 @@ from etcdreplica.core.lifecycle import PROMOTABLE
 from etcdreplica.core.restarts import RestartPolicy, restart_delay_s, strikes_after
 from etcdreplica.core.view import AppView, ClusterView
 from etcdreplica.model import Assignment, AssignmentState, Event, Failure, FailureKind, Registration, ReplicaState, Seat
-from etcdreplica.words import Role
+from etcdreplica.words import MAX_DEGREE, Role
 
 ZONE = "zone"  # the host label by which replicas are spread
 HISTORY_KEPT = 20
@@ -72,7 +72,8 @@ def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, setti
         return Decision()  # nobody can tell what is right until somebody mends the value
     if registration is None or (old and old.state is AssignmentState.REMOVING):
         return _remove(app)
-    if old and old.state is AssignmentState.COMPLETED and old.registration_revision == app.registration_revision:
+    unchanged = old is not None and old.registration_revision == app.registration_revision
+    if old and old.state is AssignmentState.COMPLETED and (unchanged or app.replicas):  # first let its last copies end
         return Decision(Plan(old, tuple(app.failures)) if app.failures else None)
     return _Step(app, registration, cluster, memory, now, settings).decide()
 
@@ -123,7 +124,7 @@ class _Step:
         old, revision = self.app.assignment, self.app.registration_revision
         if old is None:
             first = self.cluster.revision  # above any number an earlier application of this name has used
-            return Assignment(first, first, revision, AssignmentState.PENDING)
+            return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING)
         if old.state is AssignmentState.COMPLETED:  # registered once more
             self.memory.clear()
             return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING)
@@ -151,12 +152,12 @@ class _Step:
 
     def _take_failures(self) -> None:
         """Empty the seats that failed, and count what it cost."""
-        self.failures = [*self.app.failures.values(), *self._lost()]
-        for failure in self.failures:
+        old = self.app.assignment
+        for failure in (*self.app.failures.values(), *self._lost()):
             self.memory.missing_since.pop(failure.incarnation, None)
-            old = self.app.assignment
             if old is None or failure.incarnation not in {seat.incarnation for seat in old.seats}:
                 continue  # dealt with before
+            self.failures.append(failure)
             was_primary = old.primary is not None and old.primary.incarnation == failure.incarnation
             self._empty(failure)
             self._count(failure, primary=was_primary or failure.role is Role.PRIMARY)

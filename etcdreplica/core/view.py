@@ -65,7 +65,9 @@ class ClusterView:
     def apply(self, kind: str, names: tuple[str, ...], value: Any, revision: int, created: int, error: str = "") -> set[str]:
         """Take one change; `value` None deletes, `error` says that the value cannot be read. Return the apps touched."""
         if kind == "hosts":
-            if value is None:
+            if error:  # its key, and so its lease, is there: what runs on it is not lost
+                self.hosts.setdefault(names[0], HostView(Host(address="", pid=0, capacity=0), created))
+            elif value is None:
                 self.hosts.pop(names[0], None)
             else:
                 self.hosts[names[0]] = HostView(value, created)

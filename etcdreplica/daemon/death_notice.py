@@ -1,4 +1,4 @@
-"""Learning of a replica's death before the kernel has freed its memory; the other side is `app.kernel.hold_notice`.
+"""Learning of a replica's death before the kernel has freed its memory; the other side is `app.kernel.Notice`.
 
 A thread waits on the futex that a thread of the replica holds. When the kernel releases it, that thread has ended, which
 alone proves little: the process may have called exec, or have ended only that thread. The notice is believed when every

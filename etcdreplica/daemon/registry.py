@@ -17,7 +17,7 @@ async def register(store: Store, registration: Registration, here: str) -> None:
     existing = await store.get(key)
     assigned = await store.get(Key(Kind.ASSIGNMENTS, (name,)))
     assignment: Assignment | None = assigned.value if assigned else None
-    if assignment and assignment.state is AssignmentState.REMOVING:
+    if assignment and (assignment.state is AssignmentState.REMOVING or not existing):
         raise RefusedError(f"{name} is just being removed: try again in a moment")
     if existing and (assignment is None or assignment.state is not AssignmentState.COMPLETED):
         raise RefusedError(_duplicate(registration, existing.value, assignment))

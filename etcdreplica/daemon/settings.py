@@ -50,10 +50,10 @@ class NodeSettings:
                 f"bad lease TTL {self.lease_ttl_s:g} s: etcd grants no lease under {MIN_TTL_S:g} s, and one over "
                 f"{MAX_TTL_S:g} s would leave a lost host unnoticed for too long"
             )
-        if self.etcd.timeout_s > self.lease_ttl_s:
+        if not 0 < self.etcd.timeout_s <= self.lease_ttl_s / 2:
             raise ConfigurationError(
-                f"an etcd call may take {self.etcd.timeout_s:g} s, longer than the lease TTL of {self.lease_ttl_s:g} s: "
-                "a lease must outlive one failed renewal"
+                f"an etcd call may take {self.etcd.timeout_s:g} s, more than half the lease TTL of {self.lease_ttl_s:g} s: "
+                "a lease must outlive a failed call"
             )
         if len(os.fsencode(self.socket_path)) > 107:
             raise ConfigurationError(f"the socket path {self.socket_path} is over 107 bytes, which Linux does not allow")

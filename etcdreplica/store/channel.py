@@ -29,6 +29,8 @@ _UNAVAILABLE = (
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 )
+_DENIED = ("authentication", "user name is empty", "permission denied", "invalid auth token")
+_EXPIRED = ("invalid auth token", "revision of auth store is old", "revision in header is old")
 # Pings keep a silent stream honest: a dead peer is noticed after at most their sum. etcd refuses pings closer than 5 s.
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
@@ -37,7 +39,7 @@ _OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 256 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # also how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -53,7 +55,7 @@ class EtcdOptions:
     key_file: str | None = None
     user: str | None = None
     password: str | None = field(default=None, repr=False)
-    timeout_s: float = 2.0  # of one attempt of one call
+    timeout_s: float = 1.0  # of one attempt of one call
 
     def __attrs_post_init__(self) -> None:
         if not self.endpoints:
@@ -110,44 +112,53 @@ class EtcdChannel:
         raise AssertionError("unreachable")
 
     async def _attempt(self, name: str, request: Any, timeout_s: float) -> Any:
-        used = self._connection()
-        for fresh in (False, True):
-            metadata = await self._metadata(renew=fresh)
+        refused_token = None
+        while True:
+            metadata = await self._metadata(refused_token)
+            used = self._connection()
             call = self._calls.get(name) or self._calls.setdefault(name, _method(used, name))
             try:
                 return await call(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as error:
-                if not (self._token and not fresh and _token_expired(error)):
+                if refused_token is not None or not metadata or not _token_expired(error):
                     self._fail(used, error)
-        raise AssertionError("unreachable")
+                refused_token = metadata[0][1]
+            except asyncio.CancelledError:
+                raise _given_up(self.endpoint) from None
 
-    async def stream(
-        self, name: str, requests: AsyncIterator[Any], silence_s: Callable[[], float | None]
-    ) -> AsyncIterator[Any]:
+    async def stream(self, name: str, requests: AsyncIterator[Any], silence_s: float | None = None) -> AsyncIterator[Any]:
         """Open a bidirectional stream, as `Watch.Watch`, and yield its answers until it ends or fails.
 
-        No answer for `silence_s()` seconds is a failure too: a stopped peer keeps its connections open.
+        No answer for `silence_s` seconds is a failure too, as is a StoreUnavailableError that `requests` raises: a
+        stopped peer keeps its connections open.
         """
-        used = self._connection()
         metadata = (*(await self._metadata()), ("hasleader", "true"))
-        call = _method(used, name)(requests, metadata=metadata)
+        used = self._connection()
+        call = _method(used, name)(metadata=metadata)
+        writing = asyncio.create_task(_write(call, requests))
         try:
             while True:
-                async with asyncio.timeout(silence_s()):
+                async with asyncio.timeout(silence_s):
                     answer = await call.read()
                 if answer is grpc.aio.EOF:
                     return
                 yield answer
-        except TimeoutError:
-            endpoint = self.endpoint
+        except (TimeoutError, asyncio.CancelledError):
+            error = _given_up(self.endpoint)
             self._rotate(used)
-            raise StoreUnavailableError(f"etcd at {endpoint} is silent") from None
+            raise error from None
         except grpc.aio.AioRpcError as error:
-            if self._token and _token_expired(error):
+            if _token_expired(error):
                 self._token = None
             self._fail(used, error)
         finally:
+            writing.cancel()
+            await asyncio.wait((writing,))
             call.cancel()
+
+    def forget_token(self) -> None:
+        """Authenticate again before the next call."""
+        self._token = None
 
     def _connection(self) -> grpc.aio.Channel:
         if self._open is None:
@@ -176,7 +187,7 @@ class EtcdChannel:
 
     def _fail(self, used: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> NoReturn:
         code, text = error.code(), error.details() or ""
-        if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED) or "auth" in text.lower():
+        if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED) or any(t in text for t in _DENIED):
             raise StoreDeniedError(f"etcd at {self.endpoint} refuses: {text}") from None
         if code in _UNAVAILABLE:
             endpoint = self.endpoint
@@ -184,11 +195,11 @@ class EtcdChannel:
             raise StoreUnavailableError(f"etcd at {endpoint} does not answer ({code.name.lower()}: {text})") from None
         raise StoreError(f"etcd at {self.endpoint} answered {code.name.lower()}: {text}") from None
 
-    async def _metadata(self, *, renew: bool = False) -> tuple[tuple[str, str], ...]:
+    async def _metadata(self, refused_token: str | None = None) -> tuple[tuple[str, str], ...]:
         if not self.options.user:
             return ()
         async with self._authenticating:
-            if self._token is None or renew:
+            if self._token is None or self._token == refused_token:
                 self._token = None
                 request = rpc.AuthenticateRequest(name=self.options.user, password=self.options.password)
                 used = self._connection()
@@ -205,8 +216,26 @@ def _method(channel: grpc.aio.Channel, name: str) -> Callable[..., Any]:
     return getattr(getattr(stubs, f"{service}Stub")(channel), method)  # type: ignore[no-any-return]
 
 
+async def _write(call: Any, requests: AsyncIterator[Any]) -> None:
+    try:
+        async for request in requests:
+            await call.write(request)
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        return  # the reading side sees it too
+    except StoreUnavailableError:
+        call.cancel()
+
+
+def _given_up(endpoint: str) -> BaseException:
+    """Tell a call that gRPC cancelled, because its channel was closed or fell silent, from this task being cancelled."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return asyncio.CancelledError()
+    return StoreUnavailableError(f"etcd at {endpoint} is silent, or the connection to it was given up")
+
+
 def _token_expired(error: grpc.aio.AioRpcError) -> bool:
-    return error.code() == grpc.StatusCode.UNAUTHENTICATED or "invalid auth token" in (error.details() or "")
+    return any(text in (error.details() or "") for text in _EXPIRED)
 
 
 def _credentials(options: EtcdOptions) -> grpc.ChannelCredentials | None:

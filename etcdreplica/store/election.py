@@ -12,9 +12,9 @@ import logging
 
 from attrs import frozen
 
-from etcdreplica.errors import LeaseLostError, StoreUnavailableError
+from etcdreplica.errors import LeaseLostError, StoreError, StoreUnavailableError
 from etcdreplica.model import Leader
-from etcdreplica.store.keys import Corrupt, Key, Kind
+from etcdreplica.store.keys import Key, Kind
 from etcdreplica.store.leases import Lease
 from etcdreplica.store.store import Snapshot, Store
 from etcdreplica.store.txn import Exists, Put, Txn, Unchanged
@@ -62,8 +62,14 @@ class Election:
 
     async def _enter(self, key: Key, lease: Lease) -> int:
         put = Put(key, self._me, lease.id)
-        with contextlib.suppress(StoreUnavailableError):  # it may have happened: the read tells
+        try:
             await self._store.commit(Txn(when=(Unchanged(key, 0),), then=(put,)))
+        except StoreUnavailableError:
+            log.debug("entering the election of %s: no answer; the read tells", self._role)
+        except StoreError as error:
+            if "lease not found" in str(error):
+                raise LeaseLostError(f"candidate for {self._role} has no lease: {error}") from None
+            raise
         entry = await self._store.get(key)
         if entry is None:
             raise StoreUnavailableError(f"could not enter the election of {self._role}")
@@ -76,7 +82,7 @@ class Election:
                 if isinstance(batch, Snapshot):
                     candidates.clear()
                 for entry in batch.entries:
-                    if entry.value is None or isinstance(entry.value, Corrupt) or not entry.lease:
+                    if entry.value is None or not entry.lease:  # a corrupt one with a lease may lead
                         candidates.pop(entry.key, None)
                     else:
                         candidates[entry.key] = entry.create_revision

@@ -7,6 +7,7 @@ arrives as `Corrupt`, naming its key, so that one bad value stops one applicatio
 from __future__ import annotations
 
 import enum
+import json
 import re
 from typing import Any
 
@@ -114,8 +115,11 @@ class Keyspace:
 
 
 def encode(value: Any) -> bytes:
-    """Turn a record into JSON."""
-    return _ENCODE(value)
+    """Turn a record into JSON. Text of other programs may hold what is no character; it is replaced, not refused."""
+    try:
+        return _ENCODE(value)
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(value), ensure_ascii=False).encode(errors="replace")
 
 
 def decode(key: Key, data: bytes) -> Any:

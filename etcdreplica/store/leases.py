@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from typing import Any
 from aetcd.rpc import rpc_pb2 as rpc
 
 from etcdreplica.clock import Clock, boottime
-from etcdreplica.errors import StoreError
+from etcdreplica.errors import StoreError, StoreUnavailableError
 from etcdreplica.store.channel import EtcdChannel
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class LeaseKeeper:
         Raises StoreError; a grant whose answer was lost expires by itself.
         """
         sent_at = self._clock()
-        answer = await self._channel.call("Lease.LeaseGrant", rpc.LeaseGrantRequest(TTL=max(1, round(ttl_s))))
+        answer = await self._channel.call("Lease.LeaseGrant", rpc.LeaseGrantRequest(TTL=max(1, math.ceil(ttl_s))))
         lease = Lease(answer.ID, float(answer.TTL), sent_at)
         self._leases[lease.id] = lease
         self._changed.set()
@@ -101,7 +102,7 @@ class LeaseKeeper:
             for lease in self._leases.values():
                 lease.sent.clear()
             try:
-                async for answer in self._channel.stream("Lease.LeaseKeepAlive", self._requests(), self._longest_silence):
+                async for answer in self._channel.stream("Lease.LeaseKeepAlive", self._requests()):
                     self._take(answer)
             except StoreError as error:
                 log.debug("lease stream lost: %s", error)
@@ -113,11 +114,14 @@ class LeaseKeeper:
             self._changed.clear()
             now = self._clock()
             for lease in list(self._leases.values()):
-                if first or lease.renew_at <= now:
-                    sent_at = self._clock()
-                    lease.sent.append(sent_at)
-                    lease.renew_at = sent_at + lease.ttl_s / RENEWALS_PER_TTL
-                    yield rpc.LeaseKeepAliveRequest(ID=lease.id)
+                if not first and lease.renew_at > now:
+                    continue
+                if lease.sent:
+                    raise StoreUnavailableError("a renewal was not answered in time: try another endpoint while there is time")
+                sent_at = self._clock()
+                lease.sent.append(sent_at)
+                lease.renew_at = sent_at + lease.ttl_s / RENEWALS_PER_TTL
+                yield rpc.LeaseKeepAliveRequest(ID=lease.id)
             first = False
             await self._wait_until(min((lease.renew_at for lease in self._leases.values()), default=None))
 
@@ -143,6 +147,3 @@ class LeaseKeeper:
             lease.lose("etcd says it has expired")
         else:
             lease.confirm(float(answer.TTL))
-
-    def _longest_silence(self) -> float | None:
-        return min((lease.ttl_s / 2 for lease in self._leases.values()), default=None)

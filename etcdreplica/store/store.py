@@ -122,10 +122,11 @@ class Store:
                 await asyncio.sleep(PROGRESS_S)
                 yield rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
 
-        async for answer in self.channel.stream("Watch.Watch", requests(), lambda: SILENCE_S):
+        async for answer in self.channel.stream("Watch.Watch", requests(), SILENCE_S):
             if answer.compact_revision:
                 raise _CompactedError
             if answer.canceled:
+                self.channel.forget_token()
                 raise StoreUnavailableError(f"etcd cancelled a watch: {answer.cancel_reason}")
             if answer.events:  # the revision of an empty answer is no place to resume from (etcd issue 15220)
                 entries = self._entries(

@@ -17,10 +17,12 @@ from etcdreplica.errors import ProtocolError
 
 PROGRAM = """
 import os, sys, threading, time
-from etcdreplica.app.kernel import hold_notice
+from etcdreplica.app.kernel import Notice
 held, end = threading.Event(), threading.Event()
 def holder():
-    print(hold_notice(), flush=True)
+    global notice
+    notice = Notice()
+    print(notice.fd, flush=True)
     held.set()
     end.wait()
 threading.Thread(target=holder, daemon=True).start()

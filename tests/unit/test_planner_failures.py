@@ -84,8 +84,8 @@ def test_new_manager_waits_again() -> None:
     assert world.primary() == "a"
 
 
-def test_running_for_a_while_resets_the_strikes() -> None:
-    """A primary that has settled is healthy, and may have a successor again."""
+def test_settled_primary_has_a_successor_again() -> None:
+    """A primary that has settled may have a successor again: its next failure would be a first one."""
     world = placed("a", "b")
     crash(world, SETTINGS.restart.free_strikes)
     world.show_all()
@@ -93,7 +93,6 @@ def test_running_for_a_while_resets_the_strikes() -> None:
     assert decision.wake_at == world.now + SETTINGS.restart.settle_s
     world.wait(SETTINGS.restart.settle_s)
     world.run()
-    assert world.assignment().strikes == 0
     assert world.assignment().successor is not None
 
 

@@ -421,7 +421,6 @@ class ClusterMachine(RuleBasedStateMachine):
             assert replica is not None
             assert (replica.role, replica.epoch) == (placement.role, placement.epoch)
         if current.primary is not None:
-            assert current.strikes < 2
             assert (current.successor is not None) == bool(current.backups)
 
 

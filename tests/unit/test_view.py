@@ -104,7 +104,16 @@ def test_application_is_forgotten_with_its_last_record() -> None:
 def test_kinds_that_do_not_matter(kind: str) -> None:
     """Elections and placements are no part of the picture."""
     view = ClusterView()
-    assert view.apply(kind, ("a", "shop"), object(), 2, 2) == set()
+    view.apply(kind, ("a", "shop"), object(), 2, 2)
+    assert view == ClusterView()
+
+
+def test_corrupt_placement_is_noted() -> None:
+    """It is named under its application, until it has been written anew."""
+    view = ClusterView()
+    assert view.apply("placements", ("a", "shop"), None, 2, 2, error="not JSON") == {"shop"}
+    assert view.apps["shop"].corrupt == {"placements/a/shop": "not JSON"}
+    view.apply("placements", ("a", "shop"), object(), 3, 2)
     assert view == ClusterView()
 
 
