@@ -32,7 +32,7 @@ def capture() -> dict[str, Any]:
     if os.environ.get(DETACH_ENV) == "1" and "--detach" in arguments:
         arguments.remove("--detach")  # the copies are to run, not to register
     main = sys.modules["__main__"]
-    script = getattr(main, "__file__", None)
+    script: str | None = getattr(main, "__file__", None)
     by_name = getattr(main, "__spec__", None) is not None or (script is None and sys.argv[:1] == ["-c"])
     if not by_name and (script is None or script == "<stdin>"):
         raise UsageError("a program typed in or read from standard input cannot be started on another host: use a file")
@@ -45,7 +45,7 @@ def capture() -> dict[str, Any]:
         "argv": [sys.executable, *arguments],
         "cwd": directory,
         "env": environment,
-        "needs": [] if by_name else [os.path.abspath(script)],  # noqa: PTH100
+        "needs": [] if by_name or script is None else [os.path.abspath(script)],  # noqa: PTH100
     }
 
 

@@ -111,14 +111,26 @@ def exiting_status(pid: int) -> int | None:
     status: int | None = None
     try:
         for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208  (this is the hot path)
-            fd = os.open(f"/proc/{pid}/task/{task}/stat", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fields = os.read(fd, 4096).rpartition(b")")[2].split()
-            finally:
-                os.close(fd)
+            fields = _stat(f"/proc/{pid}/task/{task}/stat")
+            if fields is None:
+                continue  # gone since it was listed
             if not int(fields[6]) & PF_EXITING:
                 return None
             status = int(fields[49])
     except (FileNotFoundError, ProcessLookupError):
         return None
     return status
+
+
+def _stat(path: str) -> list[bytes] | None:
+    """Return the fields after the name, or None when the task is gone."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2].split()
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)

@@ -27,13 +27,16 @@ from etcdreplica.testing.processes import kill_tree, spawn_bound, stop
 from etcdreplica.words import Role
 
 
+LONGEST_DIRECTORY = 60  # a socket's whole path may have 107 bytes
+
+
 class LocalHost:
     """One host of a `LocalCluster`."""
 
     def __init__(self, cluster: LocalCluster, name: str) -> None:
         self.name = name
         self.directory = cluster.directory / name
-        self.socket_path = self.directory / "s"
+        self.socket_path = cluster.sockets / f"{name}.sock"
         self.process: subprocess.Popen[bytes] | None = None
         self.programs: list[subprocess.Popen[bytes]] = []  # started by hand on this host
         self._cluster = cluster
@@ -98,6 +101,9 @@ class LocalCluster:
         self.node_arguments = node_arguments or {}
         self._own_directory = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="etcdreplica-"))
+        self.sockets = self.directory
+        if len(os.fsencode(self.directory)) > LONGEST_DIRECTORY:
+            self.sockets = Path(tempfile.mkdtemp(prefix="etcdreplica-", dir="/tmp"))
         self._own_etcd = etcd is None
         self.etcd = etcd or EmbeddedEtcd()
         self.hosts = {name: LocalHost(self, name) for name in names}
@@ -149,6 +155,8 @@ class LocalCluster:
             self.etcd.stop()
         if self._own_directory:
             shutil.rmtree(self.directory, ignore_errors=True)
+        if self.sockets != self.directory:
+            shutil.rmtree(self.sockets, ignore_errors=True)
 
     def start(
         self, program: str | Path, *arguments: str, host: str | None = None, env: Mapping[str, str] | None = None

@@ -51,7 +51,7 @@ class Probe:
         self.host = ""
         self.body_at = 0.0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        path = cluster.directory / f"{name}.report"
+        path = cluster.sockets / f"{name}.report"
         self._socket.bind(str(path))
         self._socket.setblocking(False)
         self.arguments = ("--name", name, "--style", style, "--degree", str(degree), "--report", str(path))

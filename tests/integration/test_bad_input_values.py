@@ -71,7 +71,7 @@ def victim(cluster: LocalCluster) -> Iterator[str]:
     forget(cluster, name)
 
 
-@pytest.mark.parametrize("kind", ["registrations", "assignments", "placements", "failures", "successions"])
+@pytest.mark.parametrize("kind", ["registrations", "assignments", "failures", "successions"])
 def test_a_corrupt_value(cluster: LocalCluster, victim: str, kind: str) -> None:
     """Status names it, the application goes on as it is, others fail over; after mending, this one does too."""
     before = standing(cluster, victim)
@@ -79,7 +79,6 @@ def test_a_corrupt_value(cluster: LocalCluster, victim: str, kind: str) -> None:
     key = {
         "registrations": f"registrations/{victim}",
         "assignments": f"assignments/{victim}",
-        "placements": f"placements/{backup}/{victim}",
         "failures": f"failures/{victim}/1",
         "successions": f"successions/{backup}/{victim}",
     }[kind]
@@ -94,6 +93,17 @@ def test_a_corrupt_value(cluster: LocalCluster, victim: str, kind: str) -> None:
         delete_raw(cluster, key) if good is None else put_raw(cluster, key, good)
     assert key in text
     assert any(key in error for error in shown["corrupt"])
+    fails_over(cluster, victim)
+
+
+def test_a_corrupt_placement(cluster: LocalCluster, victim: str) -> None:
+    """What the manager derives from the assignment it writes anew by itself; nothing fails over."""
+    before = standing(cluster, victim)
+    backup = next(host for host in pids(cluster, victim) if host != "host-a")
+    key = f"placements/{backup}/{victim}"
+    put_raw(cluster, key, GARBAGE)
+    eventually(lambda: raw_keys(cluster)[key] != GARBAGE, "the placement to be written anew")
+    assert (*cluster.primary(victim), pids(cluster, victim)) == before[1:]
     fails_over(cluster, victim)
 
 

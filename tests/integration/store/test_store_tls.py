@@ -176,7 +176,9 @@ async def test_client_certificates(program: str, authority: Authority, other: Au
     own, foreign = authority.issue("client", "DNS:client"), other.issue("client", "DNS:client")
     with start(program, authority, "IP:127.0.0.1", "--client-cert-auth", "--trusted-ca-file", authority.ca_file) as server:
         for cert_file, key_file, works in ((*own, True), (None, None, False), (*foreign, False)):
-            options = EtcdOptions((server.endpoint,), ca_file=authority.ca_file, cert_file=cert_file, key_file=key_file)
+            options = EtcdOptions(  # an etcd that checks names asks a resolver, which takes its time where there is none
+                (server.endpoint,), ca_file=authority.ca_file, cert_file=cert_file, key_file=key_file, timeout_s=20.0
+            )
             async with Store(options, new_cluster()) as store:
                 if works:
                     await write(store, Put(A, host(1)))
