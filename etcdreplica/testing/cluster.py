@@ -26,7 +26,6 @@ from etcdreplica.testing.etcd import EmbeddedEtcd
 from etcdreplica.testing.processes import kill_tree, spawn_bound, stop
 from etcdreplica.words import Role
 
-
 LONGEST_DIRECTORY = 60  # a socket's whole path may have 107 bytes
 
 
