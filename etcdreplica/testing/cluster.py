@@ -38,6 +38,7 @@ class LocalHost:
         self.socket_path = cluster.sockets / f"{name}.sock"
         self.process: subprocess.Popen[bytes] | None = None
         self.programs: list[subprocess.Popen[bytes]] = []  # started by hand on this host
+        self.prefix = tuple(cluster.prefixes.get(name, ()))  # what every program of this host is started with
         self._cluster = cluster
 
     @property
@@ -56,7 +57,7 @@ class LocalHost:
         command = [sys.executable, "-m", "etcdreplica", "node", "--host", self.name, "--state-dir", str(self.directory)]
         command += ["--socket", str(self.socket_path), "--lease-ttl", str(self._cluster.lease_ttl_s)]
         command += [*self._cluster.connection, *self._cluster.node_arguments.get(self.name, ())]
-        self.process = spawn_bound(command, log=self.log_path)
+        self.process = spawn_bound([*self.prefix, *command], log=self.log_path)
 
     def kill(self) -> None:
         """SIGKILL everything on it, as a power cut would."""
@@ -93,11 +94,13 @@ class LocalCluster:
         lease_ttl_s: float = 2.0,
         directory: Path | None = None,
         node_arguments: Mapping[str, Sequence[str]] | None = None,
+        prefixes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         names = [f"host-{chr(97 + i)}" for i in range(hosts)] if isinstance(hosts, int) else list(hosts)
         self.lease_ttl_s = lease_ttl_s
         self.cluster = cluster
         self.node_arguments = node_arguments or {}
+        self.prefixes = prefixes or {}
         self._own_directory = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="etcdreplica-"))
         self.sockets = self.directory
@@ -169,7 +172,7 @@ class LocalCluster:
         """Run any command on a host by hand. Its output goes to `programs.log` of that host."""
         chosen = self.hosts[host or next(iter(self.hosts))]
         environment = {**chosen.environment, **(env or {})}
-        process = spawn_bound(command, log=chosen.directory / "programs.log", env=environment)
+        process = spawn_bound([*chosen.prefix, *command], log=chosen.directory / "programs.log", env=environment)
         chosen.programs.append(process)
         return process
 

@@ -39,9 +39,9 @@ def find_etcd() -> dict[str, str]:
 
 
 class EmbeddedEtcd:
-    """Runs etcd on loopback until `stop` or the end of the `with` block; its data go with it unless `data_dir` is given.
+    """Runs etcd until `stop` or the end of the `with` block; its data go with it unless `data_dir` is given.
 
-    For trying and testing: one member, no TLS unless `arguments` ask for it.
+    For trying and testing: one member, on loopback unless an `address` is given, no TLS unless `arguments` ask for it.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class EmbeddedEtcd:
         data_dir: Path | None = None,
         arguments: tuple[str, ...] = (),
         scheme: str = "http",
+        address: str = "127.0.0.1",
     ) -> None:
         programs = find_etcd()
         chosen = program or programs.get("path") or programs.get("wheel")
@@ -66,12 +67,13 @@ class EmbeddedEtcd:
         self.data_dir = Path(data_dir or self._temporary or "")
         self._arguments = arguments
         self._scheme = scheme
+        self._address = address
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
         """HOST:PORT."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self._address}:{self.port}"
 
     def __enter__(self) -> EmbeddedEtcd:
         try:
@@ -139,7 +141,7 @@ class EmbeddedEtcd:
 
     def _is_healthy(self) -> bool:
         if self._scheme == "https":
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            with contextlib.suppress(OSError), socket.create_connection((self._address, self.port), timeout=1):
                 return True
             return False
         try:

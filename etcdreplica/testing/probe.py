@@ -101,9 +101,7 @@ class Probe:
             raise EtcdReplicaError(f"{self.name}: {self.host} was started anew instead of promoted: {replica}")
         times = [stamp for stamp in stamps if stamp is not None]
         phases = {name: 1000 * (b - a) for name, (a, b) in zip(PHASES, pairwise(times), strict=True)}
-        return Failover(
-            f"{event.failure.kind}: {event.failure.reason}", failed, self.host, self.epoch, phases, 1000 * (times[-1] - started)
-        )
+        return Failover(event.failure.reason, failed, self.host, self.epoch, phases, 1000 * (times[-1] - started))
 
     def _event(self, failed: str, epoch: int) -> Event:
         def find() -> Event | None:

@@ -1,0 +1,47 @@
+"""A host that is cut off from the network, but lives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from etcdreplica.testing import LocalCluster
+from tests.integration.conftest import Worker, wait_dead
+from tests.lab.conftest import Network
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.mark.parametrize("style", ["cold", "warm"])
+def test_cut_off_primary(network: Network, lab: LocalCluster, tmp_path: Path, style: str) -> None:
+    """The copy on it ends by itself before another body begins elsewhere; when the cable is back the host takes part again."""
+    worker = Worker(lab, tmp_path, "--style", style, "--degree", "3")
+    worker.start("host-b")
+    epoch = lab.wait_ready(worker.name)
+    host, pid = lab.primary(worker.name)
+    assert host == "host-b"
+    network.cut(host)
+    worker.wait_lines(lambda lines: any(line["epoch"] > epoch for line in lines), "a body elsewhere")
+    assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
+    begin = worker.lines("begin")[-1]
+    assert begin["host"] != host
+    network.mend(host)
+    lab.wait_ready(worker.name, after_epoch=epoch)
+    assert set(worker.hosts()) == {"host-a", "host-b", "host-c"}
+
+
+def test_cut_off_backup(network: Network, lab: LocalCluster, tmp_path: Path) -> None:
+    """The primary does not notice; the cut-off backup ends, and its place is filled again when the cable is back."""
+    worker = Worker(lab, tmp_path, "--degree", "3")
+    worker.start("host-a")
+    epoch = lab.wait_ready(worker.name)
+    backup = worker.hosts()[1]
+    pid = lab.view.apps[worker.name].replicas[backup].pid
+    assert pid is not None
+    network.cut(backup)
+    wait_dead(pid)
+    network.mend(backup)
+    lab.wait_until(lambda view: view.apps[worker.name].replicas.get(backup) is None, "the cut-off backup to be lost")
+    assert lab.wait_ready(worker.name) == epoch
+    assert len(worker.lines("begin")) == 1
