@@ -50,6 +50,7 @@ class WatchDog:
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, tuple[Placement, int]] = {}  # what comes after a run that is still ending
+        self._begun: dict[str, int] = {}  # by application: the newest incarnation that was begun here
         self._candidates: dict[str, AppConnection] = {}
         self._past: set[int] = set()  # leases of sessions that are over, ours or those of a WatchDog that died here
         self._background: set[asyncio.Task[None]] = set()
@@ -123,6 +124,9 @@ class WatchDog:
             run.succeed(entry.value)
 
     def _begin(self, context: HostContext, app: str, placement: Placement, revision: int) -> None:
+        if placement.incarnation <= self._begun.get(app, 0):
+            return  # it has been here and has ended: the manager only does not know it yet
+        self._begun[app] = placement.incarnation
         run = Run(context, app, placement, revision, self._candidates.pop(app, None))
         self._runs[app] = run
         task = asyncio.create_task(run.main(), name=f"replica {app}")

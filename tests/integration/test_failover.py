@@ -11,6 +11,7 @@ import pytest
 from etcdreplica.model import AssignmentState, FailureKind, ReplicaState
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.testing.processes import descendants
+from tests.integration.apps_cli.cli_harness import delete_raw, put_raw, raw_keys
 from tests.integration.conftest import Worker, kill, wait_dead
 
 pytestmark = pytest.mark.integration
@@ -112,6 +113,33 @@ def test_without_any_manager(etcd_cluster: LocalCluster, make_worker: MakeWorker
         cluster.kill_replica(worker.name)
         worker.wait_lines(lambda ls: any(x["what"] == "begin" and x["host"] == successor for x in ls), "the successor's body")
         assert worker.lines("begin")[-1]["epoch"] == epoch + 1
+    finally:
+        for pid in managers.values():
+            kill(pid, signal.SIGCONT)
+    cluster.wait_ready(worker.name, after_epoch=epoch)
+
+
+def test_an_incarnation_runs_once(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+    """A placement of a replica that has ended, written once more by a manager that does not know it yet, starts nothing."""
+    cluster = etcd_cluster
+    worker = make_worker(cluster)
+    worker.start()
+    epoch = cluster.wait_ready(worker.name)
+    host, successor = worker.hosts()
+    managers = _managers(cluster)
+    for pid in managers.values():
+        kill(pid, signal.SIGSTOP)
+    try:
+        key = f"placements/{host}/{worker.name}"
+        placement = raw_keys(cluster)[key]
+        cluster.kill_replica(worker.name)
+        worker.wait_lines(lambda ls: any(x["what"] == "begin" and x["host"] == successor for x in ls), "the successor's body")
+        put_raw(cluster, key, placement)
+        put_raw(cluster, f"placements/{host}/barrier", placement)  # of no registration: refused after the one before was read
+        cluster.wait_until(lambda view: "barrier" in view.apps and bool(view.apps["barrier"].failures), "the barrier")
+        assert [line["host"] for line in worker.lines("begin")] == [host, successor]
+        assert host not in cluster.view.apps[worker.name].replicas
+        delete_raw(cluster, f"placements/{host}/barrier")
     finally:
         for pid in managers.values():
             kill(pid, signal.SIGCONT)
