@@ -204,12 +204,18 @@ class WatchDog:
 
     async def _open_session(self) -> Lease:
         while True:
+            lease: Lease | None = None
             try:
                 lease = await self._store.leases.grant(self.settings.lease_ttl_s)
                 session = await self._announce(lease)
-            except (HostNameTakenError, StoreDeniedError):
+            except StoreDeniedError:
                 raise
-            except StoreError as error:
+            except (HostNameTakenError, StoreError) as error:
+                if lease is not None:
+                    with contextlib.suppress(StoreError):
+                        await self._store.leases.revoke(lease)
+                if isinstance(error, HostNameTakenError):
+                    raise
                 log.warning("waiting for etcd: %s", error)
                 await asyncio.sleep(RETRY_S)
             else:
@@ -240,8 +246,6 @@ class WatchDog:
         if entry is not None and entry.lease in self._past:
             await self._store.leases.revoke_id(entry.lease)
             entry = None
-        with contextlib.suppress(StoreError):
-            await self._store.leases.revoke(lease)
         if entry is None:
             raise StoreError(f"could not write {key}")
         other: Host = entry.value
