@@ -227,11 +227,12 @@ class Session:
 
     def _tie_to_watchdog(self, link: Link) -> None:
         """Have the WatchDog learn early of this process's death, and this process die with a WatchDog that started it."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # a Python without ctypes, or a C library without robust mutexes
             self._notice = Notice()
             link.send("notice", fd=self._notice.fd)
-        if INCARNATION_ENV in os.environ:
-            die_with_parent(signal.SIGKILL)
+        with contextlib.suppress(Exception):
+            if INCARNATION_ENV in os.environ:
+                die_with_parent(signal.SIGKILL)
 
     def _take(self, message: Message) -> None:
         kind, replica = message["type"], self._replica

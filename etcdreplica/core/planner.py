@@ -19,6 +19,7 @@ from etcdreplica.words import MAX_DEGREE, Role
 
 ZONE = "zone"  # the host label by which replicas are spread
 HISTORY_KEPT = 20
+EVENTS_AT_ONCE = 10  # etcd takes 128 operations in one transaction
 DERIVED = "placements/"  # corrupt values there are written anew from the assignment
 
 
@@ -192,11 +193,12 @@ class _Step:
                 self.memory.missing_since.pop(seat.incarnation, None)
                 continue
             since = self.memory.missing_since.setdefault(seat.incarnation, self.now)
-            if self.now < since + self.settings.start_grace_s:
-                self._wake(since + self.settings.start_grace_s)
+            grace_s = self.settings.start_grace_s + self.registration.stop_timeout_s  # an earlier copy there may be ending
+            if self.now < since + grace_s:
+                self._wake(since + grace_s)
                 continue
             role = Role.PRIMARY if seat == self.draft.primary else Role.BACKUP
-            reason = f"{seat.host} is up but has not shown this replica for {self.settings.start_grace_s:g} s"
+            reason = f"{seat.host} is up but has not shown this replica for {grace_s:g} s"
             yield Failure(seat.host, seat.incarnation, self.draft.epoch, role, FailureKind.LOST, reason, by="manager")
 
     def _is_settled(self) -> bool:
@@ -320,7 +322,7 @@ class _Step:
         old = self.app.assignment
         before = old.primary.host if old and old.primary else None
         action = f"{primary} promoted" if primary and primary != before else self.draft.reason or "replaced"
-        return tuple(Event(f, self.draft.epoch, primary, action, f.wall) for f in self.failures)
+        return tuple(Event(f, self.draft.epoch, primary, action, f.wall) for f in self.failures[:EVENTS_AT_ONCE])
 
     def _is_up(self, seat: Seat) -> bool:
         host = self.cluster.hosts.get(seat.host)

@@ -53,7 +53,12 @@ class Node:
         delay = RESTART_S[0]
         while True:
             started = asyncio.get_running_loop().time()
-            process = self._start_manager()
+            try:
+                process = self._start_manager()
+            except OSError as error:
+                log.error("cannot start a manager process: %s; trying again", error)
+                await asyncio.sleep(RESTART_S[1])
+                continue
             try:
                 reason = await asyncio.shield(process.exited)
             finally:

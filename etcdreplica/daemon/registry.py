@@ -9,8 +9,8 @@ from etcdreplica.model import Assignment, AssignmentState, Registration
 from etcdreplica.store import Corrupt, Delete, Key, Kind, Put, Store, Txn, Unchanged
 
 
-async def register(store: Store, registration: Registration, here: str) -> None:
-    """Write a registration. Raises RefusedError, with nothing changed, or StoreError."""
+async def register(store: Store, registration: Registration, here: str) -> int:
+    """Write a registration, and return its revision. Raises RefusedError, with nothing changed, or StoreError."""
     name = registration.name
     await _check_hosts(store, registration, here)
     key = Key(Kind.REGISTRATIONS, (name,))
@@ -24,13 +24,15 @@ async def register(store: Store, registration: Registration, here: str) -> None:
     result = await store.commit(Txn((Unchanged(key, existing.mod_revision if existing else 0),), (Put(key, registration),)))
     if not result.succeeded:
         raise RefusedError(f"another process has just registered {name}: see 'etcdreplica status {name}'")
+    return result.revision
 
 
-async def unregister(store: Store, name: str) -> None:
+async def unregister(store: Store, name: str, revision: int) -> None:
     """Take back a registration that no manager has acted on yet."""
-    unseen = Unchanged(Key(Kind.ASSIGNMENTS, (name,)), 0)
+    key = Key(Kind.REGISTRATIONS, (name,))
+    unseen = (Unchanged(Key(Kind.ASSIGNMENTS, (name,)), 0), Unchanged(key, revision))
     with contextlib.suppress(StoreError):
-        await store.commit(Txn((unseen,), (Delete(Key(Kind.REGISTRATIONS, (name,))),)))
+        await store.commit(Txn(unseen, (Delete(key),)))
 
 
 def _duplicate(new: Registration, old: Registration, assignment: Assignment | None) -> str:

@@ -97,6 +97,8 @@ class ReplicaManager:
         if old is not None and old.successor is not None:
             called = Key(Kind.SUCCESSIONS, (old.successor, app.name))
             conditions.append(Unchanged(called, app.successions.get(old.successor, (0, 0))[1]))
+        kept = [seat.incarnation for seat in new.seats if seat.incarnation not in app.failures] if new else []
+        conditions += [Unchanged(Key(Kind.FAILURES, (app.name, str(number))), 0) for number in kept]  # none failed meanwhile
         return Txn(tuple(conditions), tuple(self._operations(app, plan, old, new)))
 
     def _operations(self, app: AppView, plan: Plan, old: Assignment | None, new: Assignment | None) -> Iterable[Operation]:
@@ -115,7 +117,7 @@ class ReplicaManager:
             yield Delete(Key(Kind.FAILURES, (app.name, str(incarnation))))
         for event in plan.events:
             yield Put(Key(Kind.HISTORY, (app.name, str(event.failure.incarnation))), event)
-        kept = HISTORY_KEPT - len(plan.events) if new else 0
+        kept = max(0, HISTORY_KEPT - len(plan.events)) if new else 0
         for incarnation in sorted(app.history, reverse=True)[kept:]:
             yield Delete(Key(Kind.HISTORY, (app.name, str(incarnation))))
 
@@ -134,7 +136,7 @@ class ReplicaManager:
             log.warning("%s: cannot write its assignment yet: %s", app.name, error)
             written = False
         if not written:
-            if app.assignment is expected:
+            if app.assignment is expected and self._view.apps.get(app.name) is app:
                 self._view.expect(app, before)
             await asyncio.sleep(RETRY_S)  # by then the view has seen what was in the way, or the lease is lost
         self._writing.discard(app.name)

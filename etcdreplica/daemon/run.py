@@ -211,6 +211,12 @@ class Run:
         except asyncio.CancelledError:
             await self._abandon()
             raise
+        except Exception as error:  # out of memory, descriptors, disk: this host cannot run it now
+            log.exception("%s: could not be run here", self.app)
+            kind, reason = FailureKind.REFUSED, f"this host could not run it: {error}"
+        finally:
+            if self._candidate is not None:
+                self._candidate.refuse(f"{self.app} did not get a place here: {reason}")
         await self._end(kind, reason)
 
     async def _abandon(self) -> None:

@@ -51,6 +51,8 @@ class WatchDog:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, tuple[Placement, int]] = {}  # what comes after a run that is still ending
         self._begun: dict[str, int] = {}  # by application: the newest incarnation that was begun here
+        self._successions: dict[str, Succession] = {}  # by application: the newest one that names this host
+        self._registered: dict[str, int] = {}  # by candidate's application: the revision of its registration
         self._candidates: dict[str, AppConnection] = {}
         self._past: set[int] = set()  # leases of sessions that are over, ours or those of a WatchDog that died here
         self._background: set[asyncio.Task[None]] = set()
@@ -114,19 +116,26 @@ class WatchDog:
             self._begin(context, app, placement, revision)
         elif run.placement.incarnation == placement.incarnation:
             run.place(placement, revision)
+            if app in self._successions:  # the two watches need not keep the order
+                run.succeed(self._successions[app])
         else:
             self._next[app] = (placement, revision)
             run.stop()
 
     def _succeed(self, entry: Entry) -> None:
-        run = self._runs.get(entry.key.names[1])
-        if run is not None and isinstance(entry.value, Succession):
-            run.succeed(entry.value)
+        app = entry.key.names[1]
+        if not isinstance(entry.value, Succession):
+            self._successions.pop(app, None)
+            return
+        self._successions[app] = entry.value
+        if app in self._runs:
+            self._runs[app].succeed(entry.value)
 
     def _begin(self, context: HostContext, app: str, placement: Placement, revision: int) -> None:
         if placement.incarnation <= self._begun.get(app, 0):
             return  # it has been here and has ended: the manager only does not know it yet
         self._begun[app] = placement.incarnation
+        self._registered.pop(app, None)
         run = Run(context, app, placement, revision, self._candidates.pop(app, None))
         self._runs[app] = run
         task = asyncio.create_task(run.main(), name=f"replica {app}")
@@ -175,13 +184,17 @@ class WatchDog:
             connection.on_closed = lambda: self._withdraw(app, connection)
             connection.on_message = lambda message: self._on_candidate(app, connection, message)
         try:
-            await register(self._store, registration, self.settings.host)
+            revision = await register(self._store, registration, self.settings.host)
         except (RefusedError, StoreError) as error:
             self._candidates.pop(app, None) if adopt else None
             connection.refuse(str(error))
         else:
             if not adopt:
                 connection.send("ok")
+            elif self._candidates.get(app) is connection:
+                self._registered[app] = revision
+            else:  # it went away meanwhile, or has its place already: then this does nothing
+                await unregister(self._store, app, revision)
 
     def _on_candidate(self, app: str, connection: AppConnection, message: Message) -> None:
         if message["type"] != "leaving":
@@ -193,7 +206,8 @@ class WatchDog:
         """A process went away before it got a place: take its registration back unless it has been acted on."""
         if self._candidates.get(app) is connection:
             del self._candidates[app]
-            self._spawn(unregister(self._store, app))
+            if app in self._registered:
+                self._spawn(unregister(self._store, app, self._registered.pop(app)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -150,6 +150,7 @@ class EtcdChannel:
         except grpc.aio.AioRpcError as error:
             if _token_expired(error):
                 self._token = None
+                raise StoreUnavailableError(f"etcd at {self.endpoint} wants a new token") from None
             self._fail(used, error)
         finally:
             writing.cancel()

@@ -11,6 +11,8 @@ from tests.unit.planner_world import APP, SETTINGS, World, crash, delay_s, place
 
 # --- repeated failures -------------------------------------------------------------------------------------------------
 
+LOST_AFTER_S = SETTINGS.start_grace_s + 10.0  # and the stop timeout of the registration
+
 
 def test_first_quick_failures_cost_no_time() -> None:
     """An ordinary crash is made good at once, even twice."""
@@ -204,9 +206,9 @@ def test_replica_that_is_never_shown_is_lost() -> None:
     world = World("a", "b")
     world.register(degree=1, origin="a")
     decision = world.run()
-    assert decision == Decision(wake_at=world.now + SETTINGS.start_grace_s)
+    assert decision == Decision(wake_at=world.now + LOST_AFTER_S)
     epoch = world.assignment().epoch
-    world.wait(SETTINGS.start_grace_s - 0.1)
+    world.wait(LOST_AFTER_S - 0.1)
     assert world.run().plan is None
     world.wait(0.1)
     plan = world.step().plan
@@ -218,10 +220,10 @@ def test_replica_that_is_never_shown_is_lost() -> None:
 def test_replica_that_is_shown_in_time_is_not_lost() -> None:
     """Once shown, the grace begins anew when the replica vanishes."""
     world = placed("a", "b", degree=1)
-    world.wait(10 * SETTINGS.start_grace_s)
+    world.wait(10 * LOST_AFTER_S)
     assert world.run() == Decision()
     world.commit(("replicas", (APP, "a"), None))
-    assert world.run() == Decision(wake_at=world.now + SETTINGS.start_grace_s)
+    assert world.run() == Decision(wake_at=world.now + LOST_AFTER_S)
 
 
 def test_replica_of_another_incarnation_does_not_count() -> None:
@@ -232,7 +234,7 @@ def test_replica_of_another_incarnation_does_not_count() -> None:
     world.fail("a")
     world.run()
     world.commit(("replicas", (APP, "a"), old))
-    assert world.run().wake_at == world.now + SETTINGS.start_grace_s
+    assert world.run().wake_at == world.now + LOST_AFTER_S
 
 
 def test_seats_of_a_lost_host_are_found() -> None:
@@ -260,7 +262,7 @@ def test_manager_waits_for_the_superwatchdog() -> None:
     world = placed("a", "b")
     epoch = world.assignment().epoch
     world.lose("a")
-    world.wait(10 * SETTINGS.start_grace_s)
+    world.wait(10 * LOST_AFTER_S)
     world.run()
     assert (world.primary(), world.assignment().epoch) == ("a", epoch)
     world.report_losses()
