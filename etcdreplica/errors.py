@@ -54,7 +54,3 @@ class CorruptValueError(StoreError):
 
 class LeaseLostError(StoreError):
     """A lease expired or was revoked; everything held under it is gone."""
-
-
-class LeadershipLostError(StoreError):
-    """A fenced write found that the writer is no longer the elected one; nothing was written."""

@@ -196,9 +196,8 @@ class Run:
             store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
             self.lease = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
             self._publisher.start(self.lease)
-            program = self._program(registration)
-            check_program(program)
             if registration.style is Style.COLD and not self._promoted.is_set():
+                check_program(self._program(registration))  # what is started at once is checked there
                 self._publisher.show(state=ReplicaState.STANDBY)
                 await self._first(self._promoted.wait(), self._stop.wait(), self._fenced())
             if not self._stop.is_set() and self._left() > 0:

@@ -145,7 +145,8 @@ class EtcdChannel:
                 yield answer
         except (TimeoutError, asyncio.CancelledError):
             error = _given_up(self.endpoint)
-            self._rotate(used)
+            if isinstance(error, StoreUnavailableError):  # and not this task being cancelled: the endpoint is fine then
+                self._rotate(used)
             raise error from None
         except grpc.aio.AioRpcError as error:
             if _token_expired(error):
