@@ -14,12 +14,13 @@ from etcdreplica.errors import EtcdReplicaError, NoWatchDogError, RefusedError, 
 from etcdreplica.words import Role, Style
 
 if TYPE_CHECKING:
-    from etcdreplica.model import Override
+    from etcdreplica.model import Override, Probe
 
 __all__ = [
     "EtcdReplicaError",
     "NoWatchDogError",
     "Override",
+    "Probe",
     "RefusedError",
     "Replica",
     "Role",
@@ -32,8 +33,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Load on first use what most programs never use."""
-    if name == "Override":
-        from etcdreplica.model import Override
+    if name in ("Override", "Probe"):
+        from etcdreplica import model
 
-        return Override
+        return getattr(model, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,9 +10,21 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 
-from attrs import Factory, evolve, field, frozen
+from attrs import Factory, evolve, field, fields_dict, frozen
 
-from etcdreplica.words import Keep, Role, Style, check_degree, check_name, check_stop_timeout
+from etcdreplica.words import (
+    Failover,
+    Keep,
+    Role,
+    Style,
+    check_count,
+    check_degree,
+    check_hang_timeout,
+    check_name,
+    check_probe,
+    check_seconds,
+    check_stop_timeout,
+)
 
 
 class ReplicaState(enum.StrEnum):
@@ -31,6 +43,7 @@ class AssignmentState(enum.StrEnum):
     PENDING = "pending"  # no host can be primary yet
     ACTIVE = "active"
     BACKING_OFF = "backing-off"  # failed too often too soon; the next start waits
+    FAILED = "failed"  # failed too often in its window: parked until `etcdreplica resume`
     COMPLETED = "completed"
     REMOVING = "removing"
 
@@ -41,6 +54,7 @@ class FailureKind(enum.StrEnum):
     DONE = "done"  # the body returned: the application is complete
 
     EXIT = "exit"  # the process ended or the body raised
+    HANG = "hang"  # it gave no sign of life, or did not answer its probes, for too long
     HOST = "host"  # the host lease ended
     LOST = "lost"  # the host is up but the replica is not there
     FENCED = "fenced"  # its lease ran out, so its own WatchDog killed it
@@ -82,11 +96,38 @@ class Override:
 
 
 @frozen
+class Probe:
+    """A question put to a running copy again and again; after `failures` bad answers in a row the copy counts as hung.
+
+    `target` is tcp:[HOST:]PORT (accepts a connection), http[s]://URL (answers 2xx or 3xx), exec:COMMAND (a shell command
+    that exits with 0) or call (the application's `health` function returns without raising, and not False). For
+    `grace_s` after its start, bad answers do not count until the first good one.
+    """
+
+    target: str = field()
+    interval_s: float = field(default=2.0)
+    timeout_s: float = field(default=1.0)
+    failures: int = field(default=3)
+    grace_s: float = field(default=10.0)
+
+    def __attrs_post_init__(self) -> None:
+        check_probe(self.target)
+        check_seconds("probe interval", self.interval_s, 0.05)
+        check_seconds("probe timeout", self.timeout_s, 0.05)
+        check_seconds("probe grace", self.grace_s, 0)
+        check_count("probe failures", self.failures, 1, 1000)
+
+
+@frozen
 class Registration:
     """How an application is to be protected.
 
     `hosts` empty means any host; `labels` must all be present on a host; `origin` is the host whose process registered
-    it and becomes the first primary, if it is still there.
+    it and becomes the first primary, if it is still there. A copy without a sign of life for `hang_timeout_s` is hung (0:
+    never); one that has not reached the protected call within `start_timeout_s` has failed to start.
+
+    A failed primary is started again on its own host `restarts_here` times in a row before another host takes over. After
+    `max_restarts` failures (0: never) within `restart_window_s` the application is parked as failed.
     """
 
     name: str = field()
@@ -99,6 +140,13 @@ class Registration:
     stop_timeout_s: float = field(default=10.0)
     overrides: Mapping[str, Override] = Factory(dict)
     origin: str | None = None
+    hang_timeout_s: float = field(default=10.0)
+    start_timeout_s: float = field(default=60.0)
+    probes: tuple[Probe, ...] = ()
+    restarts_here: int = field(default=0)
+    max_restarts: int = field(default=10)
+    restart_window_s: float = field(default=600.0)
+    failover: Failover = Failover.SAFE
 
     @name.validator
     def _check_name(self, _: object, value: object) -> None:
@@ -115,12 +163,17 @@ class Registration:
     def __attrs_post_init__(self) -> None:
         for host in (*self.hosts, *self.overrides):
             check_name("host name", host)
+        check_hang_timeout(self.hang_timeout_s)
+        check_seconds("start_timeout", self.start_timeout_s, 0.1)
+        check_count("restarts_here", self.restarts_here)
+        check_count("max_restarts", self.max_restarts)
+        check_seconds("restart_window", self.restart_window_s, 1)
 
     def differences(self, other: Registration) -> list[str]:
         """Name the settings that differ, as people read them; the environment and the origin do not count."""
-        ours, others = ((r.style, r.degree, r.hosts, r.labels, r.keep, r.stop_timeout_s, r.overrides) for r in (self, other))
-        names = ("style", "degree", "hosts", "labels", "keep", "stop_timeout_s", "overrides")
-        found = [f"{n} {a!s} -> {b!s}" for n, a, b in zip(names, ours, others, strict=True) if a != b]
+        names = [name for name in fields_dict(Registration) if name not in ("name", "program", "origin")]
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
+        found = [f"{name} {ours!s} -> {others!s}" for name, ours, others in pairs if ours != others]
         if (self.program.argv, self.program.cwd) != (other.program.argv, other.program.cwd):
             mine, theirs = (f"{' '.join(r.program.argv)} (in {r.program.cwd})" for r in (self, other))
             found.append(f"program {mine} -> {theirs}")
@@ -137,6 +190,7 @@ class Host:
     capacity: int = 100
     version: str = ""
     started_wall: float = 0.0
+    peer: str = ""  # HOST:PORT where its WatchDog answers other hosts
 
 
 @frozen
@@ -168,6 +222,7 @@ class Assignment:
     backups: tuple[Seat, ...] = ()
     successor: str | None = None
     degraded: bool = False
+    paused: bool = False
     reason: str = ""
     strikes: int = 0
     refusals: Mapping[str, str] = Factory(dict)
@@ -235,6 +290,16 @@ class Failure:
     by: str
     uptime_s: float | None = None  # how long the body had run
     detected_at: float = 0.0
+    wall: float = 0.0
+    evidence: str = ""  # of a hang: the stacks and what the kernel said of its threads
+
+
+@frozen
+class Pause:
+    """While it stands, nothing is promoted, placed or started; copies still end themselves when they must."""
+
+    by: str
+    reason: str = ""
     wall: float = 0.0
 
 

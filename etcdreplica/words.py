@@ -13,6 +13,10 @@ from etcdreplica.errors import UsageError
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 MAX_DEGREE = 30
 MAX_STOP_TIMEOUT_S = 3600.0
+MAX_DAY_S = 86400.0
+SHORTEST_HANG_S = 0.5
+PROBE_CALL = "call"  # a probe that the application itself answers, by its `health` function
+_PROBE = re.compile(r"call|tcp:(\S+:)?[0-9]{1,5}|https?://\S+|exec:.*\S.*", re.DOTALL)
 
 
 class Style(enum.StrEnum):
@@ -28,6 +32,13 @@ class Role(enum.StrEnum):
 
     PRIMARY = "primary"
     BACKUP = "backup"
+
+
+class Failover(enum.StrEnum):
+    """When a host counts as lost."""
+
+    SAFE = "safe"  # its lease has ended: nothing runs there any more
+    FAST = "fast"  # its peers cannot reach it: what runs there may go on until its deadline
 
 
 class Keep(enum.StrEnum):
@@ -62,6 +73,40 @@ def parse_keep(value: object) -> Keep:
         raise UsageError(f"unknown keep {value!r}: use one of {', '.join(Keep)}") from None
 
 
+def parse_failover(value: object) -> Failover:
+    """Turn a word of the user into a `Failover`."""
+    try:
+        return Failover(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise UsageError(f"unknown failover {value!r}: use one of {', '.join(Failover)}") from None
+
+
+def check_probe(target: object) -> str:
+    """Return what a probe asks, if it is one of tcp:[HOST:]PORT, http[s]://URL, exec:COMMAND or call."""
+    if not isinstance(target, str) or not _PROBE.fullmatch(target):
+        raise UsageError(f"bad probe {target!r}: use tcp:PORT, tcp:HOST:PORT, http://URL, https://URL or exec:COMMAND")
+    return target
+
+
+def check_seconds(what: str, value: object, least: float, most: float = MAX_DAY_S) -> float:
+    """Return seconds within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise UsageError(f"bad {what} {value!r}: seconds from {least:g} to {most:g}")
+    return float(value)
+
+
+def check_hang_timeout(value: object) -> float:
+    """Return seconds without a sign of life after which a copy counts as hung; None and 0 mean never."""
+    return 0.0 if value in (None, 0) else check_seconds("hang_timeout", value, SHORTEST_HANG_S)
+
+
+def check_count(what: str, value: object, least: int = 0, most: int = 1_000_000) -> int:
+    """Return a whole number within bounds."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise UsageError(f"bad {what} {value!r}: a whole number from {least} to {most}")
+    return value
+
+
 def check_degree(value: object, hosts: tuple[str, ...] = ()) -> int:
     """Return a number of copies that can be kept, on these hosts if any are named."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_DEGREE:
@@ -73,6 +118,4 @@ def check_degree(value: object, hosts: tuple[str, ...] = ()) -> int:
 
 def check_stop_timeout(value: object) -> float:
     """Return seconds that a copy may take to end."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_STOP_TIMEOUT_S:
-        raise UsageError(f"bad stop_timeout {value!r}: seconds from 0 to {MAX_STOP_TIMEOUT_S:g}")
-    return float(value)
+    return check_seconds("stop_timeout", value, 0, MAX_STOP_TIMEOUT_S)

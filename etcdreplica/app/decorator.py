@@ -12,7 +12,19 @@ from etcdreplica.app.link import ASKING
 from etcdreplica.app.program import default_name
 from etcdreplica.app.session import Session, only_one
 from etcdreplica.errors import UsageError
-from etcdreplica.words import check_degree, check_name, check_stop_timeout, parse_keep, parse_style
+from etcdreplica.words import (
+    PROBE_CALL,
+    check_count,
+    check_degree,
+    check_hang_timeout,
+    check_name,
+    check_probe,
+    check_seconds,
+    check_stop_timeout,
+    parse_failover,
+    parse_keep,
+    parse_style,
+)
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -20,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Any, Concatenate, ParamSpec, TypeVar
 
     from etcdreplica.app.replica import Replica
-    from etcdreplica.model import Override
+    from etcdreplica.model import Override, Probe
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -40,6 +52,14 @@ def protected(
     labels: Mapping[str, str] | None = None,
     keep: str = "until-done",
     stop_timeout: float = 10.0,
+    start_timeout: float = 60.0,
+    hang_timeout: float | None = 10.0,
+    probes: Sequence[str | Probe] = (),
+    health: Callable[[], object] | None = None,
+    restarts_here: int = 0,
+    max_restarts: int = 10,
+    restart_window: float = 600.0,
+    failover: str = "safe",
     overrides: Mapping[str, Override] | None = None,
 ) -> Callable[[Callable[Concatenate[Replica, P], R]], Callable[P, R]]: ...
 def protected(
@@ -53,6 +73,14 @@ def protected(
     labels: Mapping[str, str] | None = None,
     keep: str = "until-done",
     stop_timeout: float = 10.0,
+    start_timeout: float = 60.0,
+    hang_timeout: float | None = 10.0,
+    probes: Sequence[str | Probe] = (),
+    health: Callable[[], object] | None = None,
+    restarts_here: int = 0,
+    max_restarts: int = 10,
+    restart_window: float = 600.0,
+    failover: str = "safe",
     overrides: Mapping[str, Override] | None = None,
 ) -> Any:
     """Protect a function or `async def`: calling it makes this process a replica of an application.
@@ -69,6 +97,18 @@ def protected(
         labels: what a host's labels must contain.
         keep: "until-done" (a body that returns completes the application everywhere) or "always" (it is run again).
         stop_timeout: seconds a copy gets to end when it is asked to, before it is killed.
+        start_timeout: seconds a started copy gets to reach this call.
+        hang_timeout: seconds without a sign of life after which a copy is killed and replaced; None for never. Signs of
+            life are the process's own pulse (no thread of Python runs while C code holds the GIL), the event loop's for an
+            `async def`, and `replica.heartbeat()` once it has been called.
+        probes: questions put to a running copy, as "tcp:6379", "http://127.0.0.1:8000/health" or "exec:COMMAND", or
+            `etcdreplica.Probe` for other timings than every 2 s, 1 s each, 3 failures.
+        health: called in a thread of this process every 2 s (or as a `Probe("call", ...)` among `probes` says): when it
+            raises, returns False or does not return three times in a row, the copy counts as hung.
+        restarts_here: how often in a row a failed primary is started again on its own host before another one takes over.
+        max_restarts: failures within `restart_window` seconds after which the application is parked; 0 for never.
+        failover: "safe" (a host is lost when its lease has ended) or "fast" (when its peers cannot reach it: sooner, but
+            the old copy may run on beside the new one until its deadline; see docs/guarantees.md).
         overrides: by host name, what differs there (interpreter, command, directory, environment).
 
     Raises:
@@ -85,6 +125,13 @@ def protected(
         "labels": _check_labels(labels or {}),
         "keep": parse_keep(keep).value,
         "stop_timeout_s": check_stop_timeout(stop_timeout),
+        "start_timeout_s": check_seconds("start_timeout", start_timeout, 0.1),
+        "hang_timeout_s": check_hang_timeout(hang_timeout),
+        "probes": _plain_probes(probes, health),
+        "restarts_here": check_count("restarts_here", restarts_here),
+        "max_restarts": check_count("max_restarts", max_restarts),
+        "restart_window_s": check_seconds("restart_window", restart_window, 1),
+        "failover": parse_failover(failover).value,
         "overrides": {check_name("host name", host): _plain(given) for host, given in (overrides or {}).items()},
     }
     if name is not None:
@@ -144,6 +191,26 @@ def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     if not hasattr(labels, "items") or not all(isinstance(x, str) for pair in labels.items() for x in pair):
         raise UsageError(f"labels must be texts by name, as {{'zone': 'a'}}, not {labels!r}")
     return dict(labels)
+
+
+def _plain_probes(probes: Sequence[str | Probe], health: Callable[[], object] | None) -> list[dict[str, Any]]:
+    if isinstance(probes, str):
+        raise UsageError(f"probes must be a list, not the text {probes!r}")
+    if health is not None and not callable(health):
+        raise UsageError(f"health must be a function, not {health!r}")
+    plain = [{"target": check_probe(probe)} if isinstance(probe, str) else _plain_probe(probe) for probe in probes]
+    called = [probe for probe in plain if probe["target"] == PROBE_CALL]
+    if called and health is None:
+        raise UsageError('a probe "call" needs a function to call: give it as health=')
+    return plain if health is None or called else [*plain, {"target": PROBE_CALL}]
+
+
+def _plain_probe(probe: Probe) -> dict[str, Any]:
+    import attrs
+
+    if not attrs.has(type(probe)):
+        raise UsageError(f"a probe is a text or an etcdreplica.Probe, not {probe!r}")
+    return attrs.asdict(probe)
 
 
 def _plain(override: Override) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Kind(enum.StrEnum):
     FAILURES = "failures"  # <app>/<incarnation>
     HISTORY = "history"  # <app>/<incarnation>
     LEADERS = "leaders"  # <role>/<lease>, candidate's lease
+    PAUSES = "pauses"  # app/<app>, or cluster/<cluster>
 
 
 RECORDS: dict[Kind, type[Any]] = {
@@ -42,6 +43,7 @@ RECORDS: dict[Kind, type[Any]] = {
     Kind.FAILURES: model.Failure,
     Kind.HISTORY: model.Event,
     Kind.LEADERS: model.Leader,
+    Kind.PAUSES: model.Pause,
 }
 _NAME, _NUMBER = NAME.pattern, r"[0-9]{1,18}"
 _SHAPES: dict[Kind, re.Pattern[str]] = {
@@ -56,6 +58,7 @@ _SHAPES: dict[Kind, re.Pattern[str]] = {
         (Kind.FAILURES, f"({_NAME})", f"({_NUMBER})"),
         (Kind.HISTORY, f"({_NAME})", f"({_NUMBER})"),
         (Kind.LEADERS, f"({_NAME})", "([0-9a-f]{1,16})"),
+        (Kind.PAUSES, "(app|cluster)", f"({_NAME})"),
     )
 }
 _DECODERS = {kind: msgspec.json.Decoder(record) for kind, record in RECORDS.items()}

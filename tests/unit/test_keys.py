@@ -18,7 +18,9 @@ from etcdreplica.model import (
     Host,
     Leader,
     Override,
+    Pause,
     Placement,
+    Probe,
     Program,
     Registration,
     Replica,
@@ -27,7 +29,7 @@ from etcdreplica.model import (
     Succession,
 )
 from etcdreplica.store.keys import RECORDS, Corrupt, Key, Keyspace, Kind, decode, encode
-from etcdreplica.words import Keep, Role, Style
+from etcdreplica.words import Failover, Keep, Role, Style
 
 PROGRAM = Program(("python", "naïve.py", ""), "/srv", {"A": "1"}, ("/srv/naïve.py",))
 FAILURE = Failure("a", 7, 5, Role.PRIMARY, FailureKind.EXIT, "böse\n\x00\u2028", "a", 0.25, 1.5, 1e9)
@@ -41,6 +43,7 @@ NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.FAILURES: ("shop", "7"),
     Kind.HISTORY: ("shop", "7"),
     Kind.LEADERS: ("manager", "694d8a1b"),
+    Kind.PAUSES: ("app", "shop"),
 }
 LEAST: dict[Kind, Any] = {
     Kind.HOSTS: Host("10.0.0.1", 1),
@@ -52,9 +55,10 @@ LEAST: dict[Kind, Any] = {
     Kind.FAILURES: Failure("a", 7, 5, Role.BACKUP, FailureKind.HOST, "", "b"),
     Kind.HISTORY: Event(FAILURE, 6, None, "", 0.0),
     Kind.LEADERS: Leader("a", 1),
+    Kind.PAUSES: Pause("ann"),
 }
 FULL: dict[Kind, Any] = {
-    Kind.HOSTS: Host("10.0.0.1", 1, {"zone": "x"}, 5, "0.1.0", 1e9),
+    Kind.HOSTS: Host("10.0.0.1", 1, {"zone": "x"}, 5, "0.1.0", 1e9, "10.0.0.1:7001"),
     Kind.REGISTRATIONS: Registration(
         name="shop",
         style=Style.HOT,
@@ -66,6 +70,13 @@ FULL: dict[Kind, Any] = {
         stop_timeout_s=0.5,
         overrides={"a": Override(("x",), "py", "/opt", {"C": "3"})},
         origin="a",
+        hang_timeout_s=0.0,
+        start_timeout_s=5.0,
+        probes=(Probe("tcp:80", 1.0, 0.5, 2, 0.0), Probe("exec:true")),
+        restarts_here=1,
+        max_restarts=0,
+        restart_window_s=60.0,
+        failover=Failover.FAST,
     ),
     Kind.ASSIGNMENTS: Assignment(
         epoch=2**62,
@@ -76,6 +87,7 @@ FULL: dict[Kind, Any] = {
         backups=(Seat("b", 2, 8), Seat("c", 3, 9)),
         successor="b",
         degraded=True,
+        paused=True,
         reason="böse",
         strikes=3,
         refusals={"d": "no program"},
@@ -87,6 +99,7 @@ FULL: dict[Kind, Any] = {
     Kind.FAILURES: FAILURE,
     Kind.HISTORY: Event(FAILURE, 6, "b", "b promoted", 1e9),
     Kind.LEADERS: Leader("a", 1),
+    Kind.PAUSES: Pause("ann", "new disks", 1e9),
 }
 
 

@@ -52,6 +52,7 @@ RECORDS: tuple[tuple[Kind, tuple[str, ...], Any], ...] = (
             (model.Seat("b", 8, 10),),
             "b",
             True,
+            False,
             "why",
             1,
             {"c": "no"},
