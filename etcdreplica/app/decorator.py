@@ -251,6 +251,7 @@ async def _run_async(make_session: Callable[[], Session], call: Callable[[Replic
     with _connected(make_session) as session, _loop_signals(session, asyncio.get_running_loop()):
         replica = await asyncio.to_thread(session.wait_for_turn)
         session.begin()
+        session.watch_loop(asyncio.get_running_loop())
         try:
             result = await call(replica)
         except BaseException as error:

@@ -12,9 +12,11 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from etcdreplica.app.protocol import STANDALONE_ENV, Decoder, encode
+from etcdreplica.clock import boottime
 from etcdreplica.errors import NoWatchDogError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from etcdreplica.app.protocol import Message
@@ -24,18 +26,16 @@ ASKING = frozenset({signal.SIGTERM, signal.SIGINT})  # signals that ask a copy t
 
 
 class Link:
-    """Sends from any thread; one thread receives. `wake` is safe in a signal handler."""
+    """Sends from any thread; one thread receives. `wake` is safe in a signal handler.
+
+    While a thread receives, it calls `on_pulse` at least every `pulse_s` seconds.
+    """
 
     def __init__(self, path: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            self._socket.connect(path)
-        except OSError as error:
-            self._socket.close()
-            raise NoWatchDogError(
-                f"no WatchDog listens on {path} ({error.strerror or error}): start one with 'etcdreplica node' "
-                f"(or 'etcdreplica dev' on a laptop), or set {STANDALONE_ENV}=1 to run unprotected"
-            ) from None
+        self._path = path
+        self._socket = _connect(path)
+        self.pulse_s: float | None = None
+        self.on_pulse: Callable[[], None] = lambda: None
         self._decoder = Decoder()
         self._messages: deque[Message] = deque()
         self._sending = threading.Lock()
@@ -44,6 +44,22 @@ class Link:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
+
+    def reconnect(self) -> None:
+        """Connect once more, when the connection is lost. Raises NoWatchDogError."""
+        new = _connect(self._path)
+        with self._sending:
+            old, self._socket = self._socket, new
+            self._poll.unregister(old)
+            self._poll.register(new, select.POLLIN)
+            old.close()
+            self._decoder = Decoder()
+            self._messages.clear()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until woken."""
+        if select.select([self._wake], [], [], seconds)[0]:
+            self._take_signals()
 
     def shut(self) -> None:
         """Hang up; the receiving thread then ends."""
@@ -75,13 +91,16 @@ class Link:
 
         Raises NoWatchDogError when the WatchDog is gone, ProtocolError when it speaks something else.
         """
+        until = None if timeout is None else boottime() + timeout
         while not self._messages:
-            ready = self._poll.poll(None if timeout is None else timeout * 1000)
+            ready = self._poll.poll(self._patience_ms(until))
+            self.on_pulse()
             if not ready:
-                return None
+                if until is not None and boottime() >= until:
+                    return None
+                continue
             if any(fd == self._wake for fd, _ in ready):
-                if not ASKING.isdisjoint(os.read(self._wake, 256)):
-                    self.signalled = True
+                if self._take_signals():
                     return None
                 continue
             try:
@@ -92,3 +111,26 @@ class Link:
                 raise NoWatchDogError("the WatchDog of this host went away")
             self._messages.extend(self._decoder.feed(data))
         return self._messages.popleft()
+
+    def _patience_ms(self, until: float | None) -> float | None:
+        left = [until - boottime()] if until is not None else []
+        waits = left + ([self.pulse_s] if self.pulse_s is not None else [])
+        return max(0.0, 1000 * min(waits)) if waits else None
+
+    def _take_signals(self) -> bool:
+        asked = not ASKING.isdisjoint(os.read(self._wake, 256))
+        self.signalled = self.signalled or asked
+        return asked
+
+
+def _connect(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        connection.close()
+        raise NoWatchDogError(
+            f"no WatchDog listens on {path} ({error.strerror or error}): start one with 'etcdreplica node' "
+            f"(or 'etcdreplica dev' on a laptop), or set {STANDALONE_ENV}=1 to run unprotected"
+        ) from None
+    return connection

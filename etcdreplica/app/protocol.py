@@ -3,8 +3,10 @@
 A frame is a four-byte big-endian length and one JSON object with a `type`. The first frame is `hello` with the protocol's
 version. Both sides use the same `encode` and `Decoder`; what is not a frame raises `ProtocolError`.
 
-To the WatchDog: hello, notice (where the page of `app.kernel` is), running (the body has begun), progress, advertise,
-leaving, done (the body returned), failed (it raised). To the application: welcome, role, stop, ok, error.
+To the WatchDog: hello, page (where the page of `app.kernel` is), notice (the early death notice is held in it), running
+(the body has begun), advertise, health (what the `health` function answered), leaving, done (the body returned), failed (it
+raised). To the application: welcome, role, renew (the deadline has moved), stop, ok, error. A process that loses its WatchDog
+says hello to the next one with its incarnation, and then all of the above that is true of it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ SOCKET_ENV = "ETCDREPLICA_SOCKET"
 INCARNATION_ENV = "ETCDREPLICA_INCARNATION"
 DETACH_ENV = "ETCDREPLICA_DETACH"  # "1": only register (`etcdreplica start --detach`)
 STANDALONE_ENV = "ETCDREPLICA_STANDALONE"
+GUARDIAN_ENV = "ETCDREPLICA_GUARDIAN"  # of a WatchDog: the descriptor of its guardian's socket, and the guardian's name
 _LENGTH = struct.Struct(">I")
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from etcdreplica.app.kernel import Slot
 from etcdreplica.clock import boottime
 from etcdreplica.errors import UsageError
 from etcdreplica.words import Role
@@ -13,11 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from etcdreplica.app.kernel import Page
     from etcdreplica.app.link import Link
 
     RoleCallback = Callable[[Role, int], Any]
-
-HEARTBEAT_S = 0.25  # heartbeats closer than this are one message
 
 
 class Replica:
@@ -30,7 +30,8 @@ class Replica:
         self._link = link
         self._stop = threading.Event()
         self._callbacks: list[RoleCallback] = []
-        self._beat_at = 0.0
+        self._page: Page | None = None
+        self._endpoint: str | None = None
 
     @property
     def name(self) -> str:
@@ -72,20 +73,24 @@ class Replica:
         return callback
 
     def heartbeat(self) -> None:
-        """Tell that the body makes progress. Cheap enough for an inner loop: most calls only read a clock."""
-        now = boottime()
-        if self._link and now - self._beat_at >= HEARTBEAT_S:
-            self._beat_at = now
-            self._link.send("progress", at=now)
+        """Tell that the body makes progress. Cheap enough for an inner loop: it writes a clock to memory.
+
+        From the first call on, a body that has not called for `hang_timeout` counts as hung.
+        """
+        if self._page:
+            self._page.beat(Slot.PROGRESS, boottime())
 
     def advertise(self, endpoint: str) -> None:
         """Publish where clients reach this copy, as a URL or HOST:PORT; `etcdreplica describe` shows it."""
         if not isinstance(endpoint, str) or not 0 < len(endpoint) <= 1024:
             raise UsageError(f"bad endpoint {endpoint!r}: a text of 1 to 1024 characters")
+        self._endpoint = endpoint
         if self._link:
             self._link.send("advertise", endpoint=endpoint)
 
     def _become(self, role: Role, epoch: int) -> None:
+        if epoch < self.epoch:
+            return  # from a WatchDog that has only begun to learn what its predecessor knew
         changed = role is not self.role
         self._is = (role, epoch)
         if changed and self._callbacks:

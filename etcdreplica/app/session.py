@@ -1,8 +1,8 @@
 """One protected call: meet the WatchDog, wait for one's turn, run the body, and tell how it ended.
 
 Until the body begins, the calling thread itself reads the socket, so that a promotion costs no thread switch. From then
-on a daemon thread does. When the WatchDog goes away nobody can tell this copy any more that it is no longer primary, so
-a running copy kills itself at once; its lease then outlives it.
+on a daemon thread does. When the WatchDog goes away this copy goes on, and looks for the next one: its guardian, or for a
+copy started by hand a timer of the kernel, kills it before its lease could end.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from etcdreplica.app.kernel import Notice, die_with_parent
+from etcdreplica.app.kernel import Deadline, Notice, Page, Slot
 from etcdreplica.app.link import ASKING, Link
 from etcdreplica.app.program import capture
 from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, STANDALONE_ENV, VERSION, default_socket
 from etcdreplica.app.replica import Replica
+from etcdreplica.app.stacks import Stacks
 from etcdreplica.clock import boottime
 from etcdreplica.errors import EtcdReplicaError, NoWatchDogError, ProtocolError, RefusedError
 from etcdreplica.words import Role, Style
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Iterator, Mapping
     from types import FrameType
     from typing import Any, NoReturn
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 5.0  # after this long without a place, say so
 DONE_S = 5.0  # how long to wait until the WatchDog has taken note of the end
+REJOIN_S = 0.05  # between two attempts to find the next WatchDog
+PULSE_S = 1.0  # unless the WatchDog wants it more often
 
 _active = threading.Lock()  # a process is one replica at a time
 
@@ -54,7 +58,13 @@ class Session:
         self._link: Link | None = None
         self._replica: Replica | None = None
         self._listener: threading.Thread | None = None
+        self._incarnation: int | None = None
+        self._page: Page | None = None
+        self._stacks: Stacks | None = None
         self._notice: Notice | None = None
+        self._deadline: Deadline | None = None  # of a copy started by hand; others have a guardian
+        self._last_words: tuple[str, dict[str, str]] | None = None
+        self._closed = threading.Event()
         self._begun = threading.Event()
         self._told = threading.Event()  # the WatchDog has been told that the body runs
         self._ended = threading.Event()
@@ -71,11 +81,15 @@ class Session:
         """Hang up, and give back what the connection took."""
         self._ended.set()
         self._begun.set()
+        self._closed.set()
         if self._link is not None:
             self._link.shut()
             if self._listener is not None:
                 self._listener.join()
             self._link.close()
+        for held in (self._deadline, self._stacks, self._page):
+            if held is not None:
+                held.close()
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -128,7 +142,10 @@ class Session:
         self._listener = threading.Thread(target=self._listen, args=(link,), name="etcdreplica", daemon=True)
         self._listener.start()
         while self._registration["style"] != Style.HOT and replica.role is not Role.PRIMARY:
-            self._take(self._next(link, patience=None))
+            try:
+                self._take(self._next(link, patience=None))
+            except NoWatchDogError as error:
+                self._rejoin(link, error)
             if self._leaving:
                 self._leave(link)
             if replica.stopping:
@@ -146,16 +163,33 @@ class Session:
         link = self._link
         if link is None:
             return
+        for slot in (Slot.LOOP, Slot.PROGRESS, Slot.HEALTH):
+            self._beat(slot, 0.0)
         self._told.wait(DONE_S)
         if self._leaving:
-            link.send("leaving")  # the listening thread may not have come to it
+            self._last_words = ("leaving", {})  # the listening thread may not have come to it
         elif self._replica and self._replica.stopping:
             return  # the WatchDog asked for it
         elif error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
-            link.send("done")
+            self._last_words = ("done", {})
         else:
-            link.send("failed", reason=f"{type(error).__name__}: {error}"[:2000])
+            self._last_words = ("failed", {"reason": f"{type(error).__name__}: {error}"[:2000]})
+        link.send(self._last_words[0], **self._last_words[1])
         self._acknowledged.wait(DONE_S)
+
+    def watch_loop(self, loop: AbstractEventLoop) -> None:
+        """Give a sign of life of the event loop that runs the body, until the body has ended."""
+        if self._page is not None and not self._ended.is_set():
+            self._beat(Slot.LOOP, boottime())
+            loop.call_later(self._pulse_s, self.watch_loop, loop)
+
+    @property
+    def _pulse_s(self) -> float:
+        return (self._link and self._link.pulse_s) or PULSE_S
+
+    def _beat(self, slot: Slot, at: float) -> None:
+        if self._page is not None:
+            self._page.beat(slot, at)
 
     def _meet(self, link: Link) -> Replica:
         incarnation = os.environ.get(INCARNATION_ENV)
@@ -168,9 +202,73 @@ class Session:
         if welcome["type"] == "ok":
             raise RegisteredOnly(self._name)
         try:
-            return Replica(self._name, welcome["host"], Role(welcome["role"]), int(welcome["epoch"]), link)
+            replica = Replica(self._name, welcome["host"], Role(welcome["role"]), int(welcome["epoch"]), link)
+            self._incarnation = int(welcome["incarnation"])
         except (KeyError, TypeError, ValueError):
             raise ProtocolError(f"the WatchDog answered hello with {dict(welcome)}") from None
+        with contextlib.suppress(OSError):  # no descriptors, no memory: then without signs of life
+            self._page = replica._page = Page()
+            self._stacks = Stacks()
+        self._tie(link, welcome)
+        return replica
+
+    def _tie(self, link: Link, welcome: Message) -> None:
+        """Give the WatchDog signs of life, and where no guardian does it, have the kernel enforce the deadline."""
+        link.pulse_s = float(welcome.get("pulse", PULSE_S))
+        link.on_pulse = lambda: self._beat(Slot.PULSE, boottime())
+        link.on_pulse()
+        if self._page is not None:
+            stacks = {"stacks": self._stacks.fd, "signal": self._stacks.signal} if self._stacks else {}
+            link.send("page", fd=self._page.fd, **stacks)
+        self._arm(welcome)
+
+    def _arm(self, message: Message) -> None:
+        if "until" in message:
+            with contextlib.suppress(Exception):  # a Python without ctypes: then it dies with the WatchDog instead
+                self._deadline = self._deadline or Deadline()
+                self._deadline.arm(float(message["until"]))
+
+    def _rejoin(self, link: Link, error: NoWatchDogError) -> None:
+        """Find the next WatchDog of this host, for as long as the deadline lets this process live.
+
+        Raises `error` when there is no deadline, RefusedError, ProtocolError.
+        """
+        if self._incarnation is None or (self._deadline is None and INCARNATION_ENV not in os.environ):
+            raise error
+        while not self._closed.is_set():
+            try:
+                link.reconnect()
+                link.send("hello", version=VERSION, app=self._name, incarnation=self._incarnation)
+                welcome = link.receive(PATIENCE_S)
+            except NoWatchDogError:
+                welcome = None
+            self._leaving = self._leaving or link.signalled
+            if welcome is None:
+                link.pause(REJOIN_S)
+                link.on_pulse()
+            elif welcome["type"] == "error":
+                raise RefusedError(str(welcome.get("message")))
+            else:
+                self._tell_all(link, welcome)
+                return
+
+    def _tell_all(self, link: Link, welcome: Message) -> None:
+        """Tell a WatchDog that has just begun what its predecessor knew."""
+        replica = self._replica
+        assert replica is not None
+        self._tie(link, welcome)
+        if self._notice is not None:
+            link.send("notice")
+        if self._told.is_set() and self._body_at:
+            link.send("running", at=self._body_at)
+        if replica._endpoint is not None:
+            link.send("advertise", endpoint=replica._endpoint)
+        if self._last_words is not None:
+            link.send(self._last_words[0], **self._last_words[1])
+        elif self._leaving:
+            replica._ask_to_stop()
+            link.send("leaving")
+        self._take({**welcome, "type": "role"})
 
     def _next(self, link: Link, patience: float | None) -> Message:
         """Return the next message that is not about this process's own signals."""
@@ -198,26 +296,35 @@ class Session:
         """Serve the connection once the body has begun, in a thread of its own."""
         try:
             if self._replica and self._replica.role is Role.BACKUP:
-                self._tie_to_watchdog(link)  # while there is time: promotion must find it done
+                self._hold_notice(link)  # while there is time: promotion must find it done
                 self._tell_begun(link)
             else:
                 self._tell_begun(link)
-                self._tie_to_watchdog(link)
-            while True:
-                message = link.receive()
-                if message is not None:
-                    self._take(message)
-                elif link.signalled and not self._ended.is_set():
-                    self._leaving = True
-                    if self._replica:
-                        self._replica._ask_to_stop()
-                    link.send("leaving")
-        except (NoWatchDogError, ProtocolError) as error:
+                self._hold_notice(link)
+            while not self._closed.is_set():
+                self._listen_once(link)
+        except (NoWatchDogError, ProtocolError, RefusedError) as error:
             if not self._ended.is_set():
                 self._die(error)
         finally:
             if self._notice is not None:
                 self._notice.release()
+
+    def _listen_once(self, link: Link) -> None:
+        try:
+            message = link.receive()
+        except NoWatchDogError as error:
+            if not (self._closed.is_set() or self._acknowledged.is_set()):
+                self._rejoin(link, error)
+                return
+            raise
+        if message is not None:
+            self._take(message)
+        elif link.signalled and not self._ended.is_set():
+            self._leaving = True
+            if self._replica:
+                self._replica._ask_to_stop()
+            link.send("leaving")
 
     def _tell_begun(self, link: Link) -> None:
         self._begun.wait()
@@ -225,14 +332,12 @@ class Session:
             link.send("running", at=self._body_at)
         self._told.set()
 
-    def _tie_to_watchdog(self, link: Link) -> None:
-        """Have the WatchDog learn early of this process's death, and this process die with a WatchDog that started it."""
+    def _hold_notice(self, link: Link) -> None:
+        """Have the WatchDog learn early of this process's death."""
         with contextlib.suppress(Exception):  # a Python without ctypes, or a C library without robust mutexes
-            self._notice = Notice()
-            link.send("notice", fd=self._notice.fd)
-        with contextlib.suppress(Exception):
-            if INCARNATION_ENV in os.environ:
-                die_with_parent(signal.SIGKILL)
+            if self._page is not None:
+                self._notice = Notice(self._page)
+                link.send("notice")
 
     def _take(self, message: Message) -> None:
         kind, replica = message["type"], self._replica
@@ -242,6 +347,8 @@ class Session:
                 replica._become(Role(message["role"]), int(message["epoch"]))
             except (KeyError, TypeError, ValueError):
                 raise ProtocolError(f"the WatchDog sent an unknown role: {dict(message)}") from None
+        elif kind == "renew":
+            self._arm(message)
         elif kind == "stop":
             replica._ask_to_stop()
             self._acknowledged.set()

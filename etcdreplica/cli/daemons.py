@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from etcdreplica.app.protocol import GUARDIAN_ENV
 from etcdreplica.cli.options import connection_options, etcd_options, host_options, node_settings
 
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
@@ -34,16 +37,19 @@ def node_command(no_manager: bool, verbose: bool, **options: Any) -> None:
       etcdreplica node --etcd 10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379
       etcdreplica node --host db-1 --label zone=a --capacity 20
     """
+    settings = node_settings(**options)
+    _be_guarded()
+    from etcdreplica.daemon.guard import Guard
     from etcdreplica.daemon.node import Node
     from etcdreplica.daemon.service import serve
     from etcdreplica.store import Store
 
     _log(verbose)
-    settings = node_settings(**options)
 
     async def run() -> None:
+        guard = await Guard.connect()
         async with Store(settings.etcd, settings.cluster) as store:
-            await Node(settings, store, None if no_manager else _manager_environment(options)).run()
+            await Node(settings, store, guard, None if no_manager else _manager_environment(options)).run()
 
     serve(run())
 
@@ -58,16 +64,19 @@ def watchdog_command(verbose: bool, **options: Any) -> None:
     Example:
       etcdreplica watchdog --host db-1 --etcd 10.0.0.1:2379
     """
+    settings = node_settings(**options)
+    _be_guarded()
+    from etcdreplica.daemon.guard import Guard
     from etcdreplica.daemon.service import serve
     from etcdreplica.daemon.watchdog import WatchDog
     from etcdreplica.store import Store
 
     _log(verbose)
-    settings = node_settings(**options)
 
     async def run() -> None:
+        guard = await Guard.connect()
         async with Store(settings.etcd, settings.cluster) as store:
-            await WatchDog(settings, store).run()
+            await WatchDog(settings, store, guard).run()
 
     serve(run())
 
@@ -76,27 +85,19 @@ def watchdog_command(verbose: bool, **options: Any) -> None:
 @connection_options
 @click.option("--host", envvar="ETCDREPLICA_HOST", help="Name of this host. [default: its host name]")
 @click.option("--lease-ttl", "lease_ttl_s", envvar="ETCDREPLICA_LEASE_TTL", type=float, default=5.0, show_default=True)
-@click.option("--die-with-parent", is_flag=True, hidden=True)
 @verbose_option
-def manager_command(
-    host: str | None, lease_ttl_s: float, die_with_parent: bool, verbose: bool, cluster: str, **options: Any
-) -> None:
+def manager_command(host: str | None, lease_ttl_s: float, verbose: bool, cluster: str, **options: Any) -> None:
     """Run only a candidate for ReplicaManager and SuperWatchDog. Several may run; one leads.
 
     \b
     Example:
       etcdreplica manager --etcd 10.0.0.1:2379
     """
-    import signal
-
-    from etcdreplica.app.kernel import die_with_parent as bind
     from etcdreplica.daemon.manager import Manager
     from etcdreplica.daemon.service import serve
     from etcdreplica.daemon.settings import NodeSettings
     from etcdreplica.store import Store
 
-    if die_with_parent:
-        bind(signal.SIGKILL)
     _log(verbose)
     given: dict[str, Any] = {"cluster": cluster, "etcd": etcd_options(**options), "lease_ttl_s": lease_ttl_s}
     settings = NodeSettings(**(given | ({"host": host} if host else {})))
@@ -128,23 +129,35 @@ def dev_command(port: int, verbose: bool, **options: Any) -> None:
       etcdreplica dev
       etcdreplica dev --port 12379      # then: export ETCDREPLICA_ETCD=127.0.0.1:12379
     """
-    from etcdreplica.daemon.node import Node
-    from etcdreplica.daemon.service import serve
-    from etcdreplica.store import Store
     from etcdreplica.testing.etcd import EmbeddedEtcd
+    from etcdreplica.testing.processes import run_bound
 
-    _log(verbose)
     options["etcd"] = f"127.0.0.1:{port}"
     settings = node_settings(**options)
     data = Path(settings.state_dir, "dev-etcd")
     with EmbeddedEtcd(port=port, data_dir=data) as etcd:
         click.echo(f"etcd listens on {etcd.endpoint}, its data are in {data}; this host is {settings.host}. Ctrl-C ends all.")
+        raise SystemExit(run_bound([*_THIS, "node", *_without_port(sys.argv[2:]), "--etcd", etcd.endpoint]))
 
-        async def run() -> None:
-            async with Store(settings.etcd, settings.cluster) as store:
-                await Node(settings, store, _manager_environment(options)).run()
 
-        serve(run())
+_THIS = (sys.executable, "-m", "etcdreplica")
+
+
+def _without_port(arguments: list[str]) -> Iterator[str]:
+    """Leave out what `node` does not know."""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--port":
+            next(rest)
+        elif not argument.startswith("--port="):
+            yield argument
+
+
+def _be_guarded() -> None:
+    """Become the guardian of this host, which runs this very command again as its WatchDog; then, go on."""
+    if GUARDIAN_ENV not in os.environ:
+        guardian = (sys.executable, "-m", "etcdreplica.guardian", *_THIS, *sys.argv[1:])
+        os.execv(guardian[0], guardian)  # noqa: S606
 
 
 def _manager_environment(options: dict[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from attrs import frozen
 
 from etcdreplica.clock import Clock
+from etcdreplica.daemon.guard import Guard
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.store import Lease, Store
@@ -19,6 +20,7 @@ class HostContext:
     settings: NodeSettings
     store: Store
     clock: Clock
+    guard: Guard
     state: StateFile
     session: int
     lease: Lease  # of the host

@@ -1,4 +1,4 @@
-"""Processes of replicas: started or adopted, watched by pidfd, ended as a whole group."""
+"""Processes of replicas: started by the guardian or adopted, watched by pidfd, ended as a whole tree."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from etcdreplica.daemon import death_notice
+from etcdreplica.daemon.guard import Guard, WardView
+from etcdreplica.daemon.status_page import StatusPage
 from etcdreplica.errors import RefusedError
+from etcdreplica.guardian.tree import Tree, exiting_status, start_time
 from etcdreplica.model import Program
 
-LOG_LIMIT = 10 << 20  # a larger log is put aside at the next start
+KILL_AGAIN_S = 0.002
 
 
 class ReplicaProcess:
@@ -24,52 +26,57 @@ class ReplicaProcess:
     `on_exit` is called at that very moment; a future's callbacks only come a turn of the loop later.
     """
 
-    def __init__(self, pid: int, child: subprocess.Popen[bytes] | None) -> None:
-        self.pid = pid
+    def __init__(self, guard: Guard, ward: WardView) -> None:
+        """`ward` says which process; it may have ended already."""
+        assert ward.pid is not None
+        self.pid = ward.pid
+        self.is_child = ward.is_child  # of the guardian, and not started by hand
         self.on_exit: Callable[[], None] = lambda: None
         self.returncode: int | None = None
         self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._child = child
+        self._tree = Tree(ward.mark, ward.pid, ward.started)
         self._alive: dict[int, int] = {}  # pid -> pidfd
         self._dying: set[int] = set()  # of them, those that only the kernel still works on
-        self._watch(pid)
-
-    @property
-    def is_child(self) -> bool:
-        """Whether this WatchDog started it."""
-        return self._child is not None
+        if ward.status is not None or start_time(ward.pid) != ward.started or not self._watch(ward.pid):
+            self._exited(ward.status)
+        elif ward.is_child:
+            guard.on_exit(ward.ward, ward.pid, self._exited)
 
     @classmethod
-    def spawn(cls, program: Program, environment: Mapping[str, str], log: Path) -> ReplicaProcess:
+    async def spawn(
+        cls, guard: Guard, ward: str, number: int, program: Program, environment: Mapping[str, str], log: Path | None
+    ) -> ReplicaProcess:
         """Start a program in a session of its own. Raises RefusedError when this host cannot."""
         check_program(program)
-        with _open_log(log) as output:
-            try:
-                child = subprocess.Popen(
-                    program.argv,
-                    cwd=program.cwd,
-                    env={**program.env, **environment},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise RefusedError(f"cannot start {program.argv[0]}: {error.strerror or error}") from None
-        return cls(child.pid, child)
+        return cls(guard, await guard.spawn(ward, number, program, environment, log))
 
     @classmethod
-    def adopt(cls, pid: int) -> ReplicaProcess:
-        """Take over a process that somebody else started. Raises ProcessLookupError when it is gone."""
-        return cls(pid, None)
+    def adopt(cls, guard: Guard, ward: str, pid: int) -> ReplicaProcess:
+        """Take charge of a process that somebody else started. Raises ProcessLookupError when it is gone."""
+        started = start_time(pid)
+        if started is None:
+            raise ProcessLookupError(pid)
+        guard.watch(ward, pid, started)
+        return cls(guard, WardView(ward, pid=pid, started=started))
+
+    @property
+    def started(self) -> int | None:
+        """When it was started, as `guardian.tree.start_time` tells it."""
+        return self._tree.started
 
     def include(self, pid: int) -> None:
-        """Watch one more process of the group: the replica is dead when either ends."""
-        if pid not in self._alive:
+        """Watch one more process of the tree: the replica is dead when either ends."""
+        if pid not in self._alive and not self.exited.done():
             self._watch(pid)
 
-    def expect_notice(self, pid: int, remote_fd: int) -> None:
-        """Take the early death notice that a watched process holds. Raises ProtocolError."""
+    def has(self, pid: int) -> bool:
+        """Whether a process belongs to this replica."""
+        with contextlib.suppress(ProcessLookupError):
+            return pid == self.pid or (self.is_child and os.getsid(pid) == self.pid)
+        return False
+
+    def expect_notice(self, pid: int, page: StatusPage) -> None:
+        """Take the early death notice that a watched process holds in its page."""
         if pid in self._alive:
             loop = asyncio.get_running_loop()
 
@@ -77,10 +84,12 @@ class ReplicaProcess:
                 with contextlib.suppress(RuntimeError):  # the loop has ended
                     loop.call_soon_threadsafe(self._on_dying, pid, status)
 
-            death_notice.watch(pid, remote_fd, self._alive[pid], dying)
+            death_notice.watch(pid, page, self._alive[pid], dying)
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the whole group, or only the process if the group is not its own."""
+        if self.pid not in self._alive:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self.is_child or os.getpgid(self.pid) == self.pid:
                 os.killpg(self.pid, number)
@@ -88,40 +97,43 @@ class ReplicaProcess:
                 os.kill(self.pid, number)
 
     async def kill(self) -> None:
-        """Kill the group and return when no watched process can run user code any more."""
-        self.signal(signal.SIGKILL)
-        while self._alive.keys() - self._dying:
+        """Kill all of it and return when nothing of it can run user code any more."""
+        self._tree.kill()
+        while self._alive.keys() - self._dying or self._tree.alive():
             for fd in self._alive.values():
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(KILL_AGAIN_S)
+            self._tree.kill()
 
-    def _watch(self, pid: int) -> None:
-        fd = os.pidfd_open(pid)
+    def _watch(self, pid: int) -> bool:
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
         self._alive[pid] = fd
-        asyncio.get_running_loop().add_reader(fd, self._on_exit, pid)
+        asyncio.get_running_loop().add_reader(fd, self._on_pidfd, pid)
+        return True
 
     def _on_dying(self, pid: int, status: int) -> None:
         """Every task of the process is exiting. A status of 0 may be a completion: that waits for the pidfd."""
         if pid in self._alive and status != 0 and not self.exited.done():
             self._dying.add(pid)
-            self._exited(os.waitstatus_to_exitcode(status))
+            self._exited(status)
 
-    def _on_exit(self, pid: int) -> None:
+    def _on_pidfd(self, pid: int) -> None:
         fd = self._alive.pop(pid)
         self._dying.discard(pid)
         asyncio.get_running_loop().remove_reader(fd)
         os.close(fd)
-        if self._child is not None and pid == self._child.pid:
-            self._exited(self._child.wait())
-        else:
-            status = death_notice.exiting_status(pid)  # a zombie of somebody else's still tells
-            self._exited(None if status is None else os.waitstatus_to_exitcode(status))
+        status = exiting_status(pid)  # a zombie of somebody else's still tells
+        if status is not None or not self.is_child or pid != self.pid:
+            self._exited(status)  # else the guardian has taken it already, and tells in a moment
 
-    def _exited(self, returncode: int | None) -> None:
+    def _exited(self, status: int | None) -> None:
         if not self.exited.done():
-            self.returncode = returncode
-            self.exited.set_result(_in_words(returncode))
+            self.returncode = None if status is None else os.waitstatus_to_exitcode(status)
+            self.exited.set_result(_in_words(self.returncode))
             self.on_exit()
 
 
@@ -147,25 +159,3 @@ def check_program(program: Program) -> None:
     for path in program.needs:
         if not os.access(Path(program.cwd, path), os.R_OK):
             raise RefusedError(f"no readable file {path}")
-
-
-def start_time(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot, or None if there is none (a zombie counts as none)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-@contextlib.contextmanager
-def _open_log(path: Path) -> Iterator[int]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):
-        if path.stat().st_size > LOG_LIMIT:
-            path.rename(path.with_suffix(".log.1"))
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -33,10 +33,14 @@ async def insist(what: str, call: Callable[[], Awaitable[T]]) -> T:
 
 
 class Publisher:
-    """Holds the record of one replica and writes each change of it. Nothing is written before `start` or after `stop`."""
+    """Holds the record of one replica and writes each change of it. Nothing is written before `start` or after `stop`.
 
-    def __init__(self, store: Store, key: Key, replica: Replica) -> None:
+    `on_change` is called first.
+    """
+
+    def __init__(self, store: Store, key: Key, replica: Replica, on_change: Callable[[], None]) -> None:
         self.replica = replica
+        self._on_change = on_change
         self._store = store
         self._key = key
         self._changed = asyncio.Event()
@@ -48,10 +52,8 @@ class Publisher:
             advance(self.replica.state, changes["state"])
         self.replica = evolve(self.replica, **changes)
         self._changed.set()
-
-    def note(self, **changes: Any) -> None:
-        """Change what is shown, but let it wait for the next `show`."""
-        self.replica = evolve(self.replica, **changes)
+        if self._task is not None:
+            self._on_change()
 
     def start(self, lease: Lease) -> None:
         """Begin to write, at once and then at each change."""

@@ -2,7 +2,8 @@
 
 `Run.main` is its life, top to bottom. What must be quick happens outside of it, in plain calls: a promotion goes to the
 process the moment the WatchDog learns of it, and a death is reported in one transaction that also calls the successor.
-A lease is given up only after the process is known dead.
+A lease is given up only after the process is known dead. The guardian is told of every step, so that the next WatchDog of
+this host goes on where this one was killed (`Run.resume`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import logging
 import signal
 import time
 
+from etcdreplica.app.kernel import Slot
 from etcdreplica.app.protocol import INCARNATION_ENV, SOCKET_ENV, Message
+from etcdreplica.core.hang import pulse_interval_s
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
+from etcdreplica.daemon.guard import WardView
+from etcdreplica.daemon.memo import Memo
 from etcdreplica.daemon.process import ReplicaProcess, check_program
 from etcdreplica.daemon.publisher import Publisher, insist
-from etcdreplica.daemon.settings import FENCE_MARGIN_S
+from etcdreplica.daemon.settings import FENCE_MARGIN_S, KERNEL_MARGIN_S
+from etcdreplica.daemon.vitals import Vitals
 from etcdreplica.errors import CorruptValueError, ProtocolError, RefusedError, StoreError
 from etcdreplica.model import Failure, FailureKind, Placement, Program, Registration, Replica, ReplicaState, Succession
 from etcdreplica.store import Delete, Exists, Key, Kind, Lease, Put, Txn, Unchanged
@@ -52,6 +58,11 @@ class Run:
         self._ending: asyncio.Task[None] | None = None
         self._progress_shown_at = 0.0
         self._error = ""
+        self._hung = ""
+        self._evidence = ""
+        self._vitals = Vitals()
+        self._spawning: asyncio.Task[ReplicaProcess] | None = None
+        self._is_hung = asyncio.Event()
         self._stop = asyncio.Event()
         self._promoted = asyncio.Event()
         self._done = asyncio.Event()
@@ -61,14 +72,34 @@ class Run:
             Replica(
                 placement.incarnation, placement.epoch, placement.role, ReplicaState.STARTING, successor=placement.successor
             ),
+            self._remember,
         )
         if placement.role is Role.PRIMARY:
             self._promoted.set()
+
+    @classmethod
+    def resume(cls, context: HostContext, ward: WardView, memo: Memo) -> Run:
+        """Take over what an earlier WatchDog of this host began, its process and its lease."""
+        run = cls(context, ward.ward, memo.placement, memo.revision, None)
+        if memo.replica is not None:
+            run._publisher.replica = memo.replica
+        if memo.lease is not None:
+            deadline = context.lease.deadline if ward.until is None else ward.until + KERNEL_MARGIN_S
+            run.lease = context.store.leases.resume(memo.lease, memo.ttl_s, deadline)
+        if ward.pid is not None:
+            run.process = ReplicaProcess(context.guard, ward)
+            run.process.on_exit = run._on_exit
+        return run
 
     @property
     def key(self) -> Key:
         """The replica's key in etcd."""
         return Key(Kind.REPLICAS, (self.app, self._context.host))
+
+    @property
+    def until(self) -> float | None:
+        """When the kernel must have ended its process, unless a lease is renewed before. None while it has no lease."""
+        return None if self.lease is None else min(self.lease.deadline, self._context.lease.deadline) - KERNEL_MARGIN_S
 
     @property
     def stop_timeout_s(self) -> float:
@@ -88,6 +119,7 @@ class Run:
             self.leave()  # a body cannot be called back: another one starts as backup
         else:
             self.placement = placement
+            self._remember()
             if self._publisher.replica.epoch != placement.epoch:
                 self._tell_role()
             if (self._publisher.replica.epoch, self._publisher.replica.successor) != (placement.epoch, placement.successor):
@@ -136,11 +168,44 @@ class Run:
         self._connection = connection
         connection.on_message = self._on_message
         placement = self.placement
-        connection.send("welcome", host=self._context.host, role=placement.role, epoch=placement.epoch)
+        connection.send(
+            "welcome",
+            host=self._context.host,
+            role=placement.role,
+            epoch=placement.epoch,
+            incarnation=placement.incarnation,
+            pulse=pulse_interval_s(self._registration.hang_timeout_s if self._registration else 0.0),
+            **self._own_deadline(),
+        )
         if self._stop.is_set():
             connection.send("stop")
         elif self._registration and self._registration.style is Style.WARM and placement.role is Role.BACKUP:
             self._publisher.show(state=ReplicaState.READY)
+
+    def renewed(self) -> None:
+        """Tell a process that has no guardian that its deadline has moved."""
+        if self._connection is not None and (deadline := self._own_deadline()):
+            self._connection.send("renew", **deadline)
+
+    def _own_deadline(self) -> dict[str, float]:
+        by_hand = self.process is not None and not self.process.is_child
+        return {"until": self.until} if by_hand and self.until is not None else {}
+
+    def check(self, at: float) -> None:
+        """Look for signs of life; `at` is time as far as the WatchDog was awake."""
+        if self._registration is None or self.process is None or self.process.exited.done() or self._is_hung.is_set():
+            return
+        if self._vitals.page is not None:
+            self._show_progress(self._vitals.page.read(Slot.PROGRESS))
+        if reason := self._vitals.verdict(self._registration, at):
+            self.hang(reason)
+
+    def hang(self, reason: str) -> None:
+        """End this replica because it is hung."""
+        if not self._is_hung.is_set():
+            log.warning("%s: hung: %s", self.app, reason)
+            self._hung = reason
+            self._is_hung.set()
 
     def _on_message(self, message: Message) -> None:
         kind = message["type"]
@@ -150,11 +215,12 @@ class Run:
             self._started_at = body_at
             if self._publisher.replica.state in (ReplicaState.STARTING, ReplicaState.READY):
                 self._publisher.show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
-        elif kind == "progress":
-            self._note_progress(float(message["at"]))
+        elif kind == "page":
+            assert self._connection is not None
+            self._vitals.attach(self._connection.pid, message)
         elif kind == "notice":
-            if self.process is not None and self._connection is not None:
-                self.process.expect_notice(self._connection.pid, int(message["fd"]))
+            if self.process is not None and self._connection is not None and self._vitals.page is not None:
+                self.process.expect_notice(self._connection.pid, self._vitals.page)
         elif kind == "advertise":
             self._publisher.show(endpoint=str(message["endpoint"])[:1024])
         elif kind == "leaving":
@@ -168,11 +234,10 @@ class Run:
         else:
             raise ProtocolError(f"unknown message {kind!r}")
 
-    def _note_progress(self, at: float) -> None:
-        at = min(self._context.clock(), at)
-        show = at - self._progress_shown_at >= PROGRESS_SHOWN_S
-        self._progress_shown_at = at if show else self._progress_shown_at
-        (self._publisher.show if show else self._publisher.note)(progress_at=at)
+    def _show_progress(self, at: float) -> None:
+        if at > 0 and abs(at - self._progress_shown_at) >= PROGRESS_SHOWN_S:
+            self._progress_shown_at = at
+            self._publisher.show(progress_at=min(at, self._context.clock()))
 
     def _tell_role(self) -> None:
         if self._connection is not None:
@@ -194,13 +259,16 @@ class Run:
         try:
             registration = self._registration = await self._read_registration()
             store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
-            self.lease = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
+            self._remember()
+            if self.lease is None:
+                self.lease = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
+                self._remember()
             self._publisher.start(self.lease)
-            if registration.style is Style.COLD and not self._promoted.is_set():
+            if registration.style is Style.COLD and self.process is None and not self._promoted.is_set():
                 check_program(self._program(registration))  # what is started at once is checked there
                 self._publisher.show(state=ReplicaState.STANDBY)
                 await self._first(self._promoted.wait(), self._stop.wait(), self._fenced())
-            if not self._stop.is_set() and self._left() > 0:
+            if self.process is not None or (not self._stop.is_set() and self._left() > 0):
                 await self._start(registration)
                 kind, reason = await self._live(registration)
             else:
@@ -223,40 +291,53 @@ class Run:
         self._publisher.stop()
         if self._ending is not None:
             self._ending.cancel()
+        if self._spawning is not None:
+            with contextlib.suppress(RefusedError):
+                self.process = await self._spawning
         if self.process is not None:
             await self.process.kill()
 
     async def _start(self, registration: Registration) -> None:
+        if self.process is not None:
+            return  # taken over
         if self._publisher.replica.state is ReplicaState.STANDBY:
             self._publisher.show(state=ReplicaState.STARTING)
         candidate, self._candidate = self._candidate, None
         if candidate is not None and candidate.is_open:
             try:
-                self.process = ReplicaProcess.adopt(candidate.pid)
+                self.process = ReplicaProcess.adopt(self._context.guard, self.app, candidate.pid)
+                self._context.state.record_process(self.app, self.process.pid, self.process.started)
             except ProcessLookupError:
                 candidate = None
         if self.process is None:
-            environment = {
-                SOCKET_ENV: str(self._context.settings.socket_path),
-                INCARNATION_ENV: str(self.placement.incarnation),
-            }
-            self.process = ReplicaProcess.spawn(self._program(registration), environment, self._context.log_path(self.app))
+            self._spawning = asyncio.create_task(self._spawn(registration))
+            self.process = await asyncio.shield(self._spawning)
+            self._spawning = None
         self.process.on_exit = self._on_exit
         self._started_at = self._context.clock()
-        self._context.state.record_replica(self.app, self.process.pid)
         self._publisher.show(pid=self.process.pid)
         if candidate is not None and candidate.is_open:
             self.attach(candidate)
+
+    async def _spawn(self, registration: Registration) -> ReplicaProcess:
+        context, number = self._context, self.placement.incarnation
+        environment = {SOCKET_ENV: str(context.settings.socket_path), INCARNATION_ENV: str(number)}
+        return await ReplicaProcess.spawn(
+            context.guard, self.app, number, self._program(registration), environment, context.log_path(self.app)
+        )
 
     async def _live(self, registration: Registration) -> tuple[FailureKind, str]:
         """Wait for the end, and return what it was."""
         process = self.process
         assert process is not None
-        await self._first(process.exited, self._stop.wait(), self._done.wait(), self._fenced())
+        await self._first(process.exited, self._stop.wait(), self._done.wait(), self._is_hung.wait(), self._fenced())
         if self._done.is_set() or (process.exited.done() and self._returned_zero(process)):
             return await self._complete(registration, process)
         if process.exited.done():
             return self._why(self._exit_reason(process))
+        if self._is_hung.is_set():
+            self._evidence = await self._vitals.evidence(process.pid)
+            return FailureKind.HANG, self._hung
         if self._stop.is_set():
             await self._end_gently(registration, process)
         return self._why()
@@ -266,15 +347,16 @@ class Run:
             return FailureKind.HANDOVER, "no longer wanted here"
         if self._leaving:
             return FailureKind.HANDOVER, "asked to end"
-        if reason:
+        if reason and self._left() > 0:
             return FailureKind.EXIT, reason
-        return FailureKind.FENCED, "a lease ran out: etcd could not be reached"
+        return FailureKind.FENCED, "a lease ran out: etcd could not be reached, or the WatchDog could not run"
 
     def _on_exit(self) -> None:
         """The process is dead: report it without waiting for `main`'s next turn, unless there is more to it."""
         process = self.process
         assert process is not None
-        if not (self._stop.is_set() or self._done.is_set() or self._returned_zero(process)):
+        over = self._stop.is_set() or self._done.is_set() or self._is_hung.is_set()
+        if not over and not self._returned_zero(process):
             self._end(*self._why(self._exit_reason(process)))
 
     def _exit_reason(self, process: ReplicaProcess) -> str:
@@ -342,10 +424,11 @@ class Run:
         await self._commit(txn)
         if not quiet:
             log.warning("%s: %s of epoch %d ended (%s): %s", self.app, placement.role, placement.epoch, kind, reason)
-        self._context.state.forget_replica(self.app)
+        self._context.state.forget_process(self.app)
         if self.lease is not None:
             with contextlib.suppress(StoreError):  # then it expires
                 await self._context.store.leases.revoke(self.lease)
+        self._context.guard.release(self.app, Memo(placement, self._revision, ended=True))
 
     def _report(self, kind: FailureKind, reason: str) -> tuple[Delete, Put]:
         """Take the replica back and say how it ended."""
@@ -362,8 +445,15 @@ class Run:
             uptime_s=round(now - self._started_at, 3) if began else None,
             detected_at=now,
             wall=time.time(),
+            evidence=self._evidence,
         )
         return Delete(self.key), Put(Key(Kind.FAILURES, (self.app, str(placement.incarnation))), failure)
+
+    def _remember(self) -> None:
+        """Have the guardian know what the next WatchDog would have to know."""
+        lease = self.lease
+        memo = Memo(self.placement, self._revision, self._publisher.replica, lease and lease.id, lease.ttl_s if lease else 0.0)
+        self._context.guard.keep(self.app, memo, self.until)
 
     async def _commit(self, txn: Txn) -> None:
         """Write, however long etcd is away: the process is dead or done, so nothing is at risk meanwhile."""

@@ -17,6 +17,7 @@ from etcdreplica.words import check_name
 MIN_TTL_S = 2.0  # etcd grants no shorter lease with its default election timings
 MAX_TTL_S = 600.0
 FENCE_MARGIN_S = 0.5  # a WatchDog begins to kill this long before its lease could end
+KERNEL_MARGIN_S = 0.3  # the guardian, or a timer of the kernel, kills this long before
 
 
 def default_state_directory() -> Path:

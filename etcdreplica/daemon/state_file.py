@@ -1,25 +1,23 @@
-"""What a WatchDog must know of the one before it: which processes and which lease it left behind.
+"""What a node must know of the one before it: what it may have left running, and its lease.
 
-One small JSON file, replaced as a whole, and a lock that a living WatchDog holds. Nothing in it is needed while the
-WatchDog lives; it only makes a restart quick and safe.
+One small JSON file, replaced as a whole, and a lock that a living WatchDog holds. A WatchDog that is restarted learns
+everything from its guardian; the file is for when the guardian died too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import logging
 import os
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 from attrs import frozen
 
-from etcdreplica.daemon.process import start_time
 from etcdreplica.errors import ConfigurationError
+from etcdreplica.guardian.tree import Tree, end_all, start_time
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +40,9 @@ class Leftover:
     """What stands in the file."""
 
     boot: str
+    guardian: str
     lease: int | None
-    replicas: Mapping[str, tuple[int, int]]  # by application: pid and start time
+    processes: Mapping[str, tuple[int, int]]  # started by hand, by application: pid and start time
 
 
 class StateFile:
@@ -54,8 +53,9 @@ class StateFile:
         self._path = directory / "watchdog.json"
         self._lock: int | None = None
         self._boot = _BOOT_ID.read_text().strip()
+        self._guardian = ""
         self._lease: int | None = None
-        self._replicas: dict[str, tuple[int, int]] = {}  # by application: pid and start time
+        self._processes: dict[str, tuple[int, int]] = {}
 
     def lock(self) -> None:
         """Become the only WatchDog of this directory. Raises ConfigurationError."""
@@ -73,40 +73,44 @@ class StateFile:
             os.close(self._lock)
             self._lock = None
 
-    def record_lease(self, lease: int) -> None:
-        """Note the lease of a session."""
-        self._lease = lease
+    def record_session(self, guardian: str, lease: int) -> None:
+        """Note the guardian and the lease of a session."""
+        self._guardian, self._lease = guardian, lease
         self._write()
 
-    def record_replica(self, app: str, pid: int) -> None:
-        """Note a running replica."""
-        started = start_time(pid)
+    def record_process(self, app: str, pid: int, started: int | None) -> None:
+        """Note a replica that was started by hand, which dies with nobody."""
         if started is not None:
-            self._replicas[app] = (pid, started)
+            self._processes[app] = (pid, started)
             self._write()
 
-    def forget_replica(self, app: str) -> None:
+    def forget_process(self, app: str) -> None:
         """A replica is known dead."""
-        if self._replicas.pop(app, None):
+        if self._processes.pop(app, None):
             self._write()
 
     def forget(self) -> None:
         """The session ended in order: nothing is left behind."""
-        self._lease, self._replicas = None, {}
+        self._lease, self._processes = None, {}
         self._path.unlink(missing_ok=True)
 
-    async def end_leftovers(self) -> int | None:
-        """Kill what an earlier WatchDog left running here; return its lease once all of it is dead."""
+    async def end_leftovers(self, guardian: str) -> int | None:
+        """Kill what an earlier guardian's host left running; return its lease once all of it is dead."""
         found = self._read()
         if found is None:
             return None
-        for app, (pid, started) in found.replicas.items() if found.boot == self._boot else ():
-            if start_time(pid) == started:
-                log.warning("%s: ending process %d that an earlier WatchDog left", app, pid)
-            while start_time(pid) == started:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                await asyncio.sleep(0.005)
+        if found.guardian == guardian:
+            self._guardian, self._lease, self._processes = guardian, found.lease, dict(found.processes)
+            return None
+        if found.boot == self._boot:
+            await asyncio.to_thread(end_all, found.guardian)
+            for app, (pid, started) in found.processes.items():
+                if start_time(pid) == started:
+                    log.warning("%s: ending process %d that an earlier node left", app, pid)
+                tree = Tree("", pid, started)
+                while start_time(pid) == started or tree.alive():
+                    tree.kill()
+                    await asyncio.sleep(0.005)
         return found.lease
 
     def _read(self) -> Leftover | None:
@@ -120,5 +124,5 @@ class StateFile:
 
     def _write(self) -> None:
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(Leftover(self._boot, self._lease, self._replicas)))
+        temporary.write_bytes(msgspec.json.encode(Leftover(self._boot, self._guardian, self._lease, self._processes)))
         temporary.replace(self._path)

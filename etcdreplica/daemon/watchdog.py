@@ -2,7 +2,8 @@
 
 It holds one lease for the host and one for each replica. A stay under one host lease is a *session*; placements name the
 session they were made for, so nothing is ever started twice. When the session is lost, every replica is killed before
-its lease can end, and a new session begins.
+its lease can end, and a new session begins. When only this process is lost, the next one goes on with the same session:
+the guardian, which started both, knows what there is.
 """
 
 from __future__ import annotations
@@ -20,13 +21,18 @@ import msgspec
 import etcdreplica
 from etcdreplica.app.protocol import Message
 from etcdreplica.clock import Clock, boottime
+from etcdreplica.core.hang import Awake
 from etcdreplica.daemon.app_server import AppConnection, AppServer
 from etcdreplica.daemon.context import HostContext
+from etcdreplica.daemon.guard import Guard, WardView
+from etcdreplica.daemon.memo import SESSION, Memo, SessionMemo
+from etcdreplica.daemon.process import KILL_AGAIN_S
 from etcdreplica.daemon.registry import register, unregister
 from etcdreplica.daemon.run import Run
-from etcdreplica.daemon.settings import NodeSettings
+from etcdreplica.daemon.settings import KERNEL_MARGIN_S, NodeSettings
 from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
+from etcdreplica.guardian.tree import Tree
 from etcdreplica.model import Host, Placement, Registration, Succession
 from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
 
@@ -34,16 +40,19 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 REPORT_S = 3.0  # how long a stopping WatchDog tries to report to etcd
+TICK_S = 0.05  # how often the signs of life are looked at
+EXTEND_S = 0.02  # confirmations of leases are passed on to the guardian in bunches
 
 
 class WatchDog:
     """One host's daemon. `run` serves until cancelled; then it ends every replica and hands its role over."""
 
-    def __init__(self, settings: NodeSettings, store: Store, clock: Clock = boottime) -> None:
+    def __init__(self, settings: NodeSettings, store: Store, guard: Guard, clock: Clock = boottime) -> None:
         self.settings = settings
+        self.guard = guard
         self.ready = asyncio.Event()
         self._store = store
-        self._clock = clock
+        self.clock = clock
         self._context: HostContext | None = None
         self._server = AppServer(settings.socket_path, self._on_hello)
         self._state = StateFile(settings.state_dir)
@@ -56,19 +65,49 @@ class WatchDog:
         self._candidates: dict[str, AppConnection] = {}
         self._past: set[int] = set()  # leases of sessions that are over, ours or those of a WatchDog that died here
         self._background: set[asyncio.Task[None]] = set()
+        self._extending: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Serve. Raises HostNameTakenError, ConfigurationError, StoreDeniedError."""
         self._state.lock()
+        self._store.leases.on_confirm = self._on_confirm
+        ticking = asyncio.create_task(self._tick())
         try:
             await self._end_predecessor()
+            lease = await self._resume_session()
             await self._server.start()
             while True:
-                lease = await self._open_session()
-                await self._serve(lease)
+                await self._serve(lease or await self._open_session())
+                lease = None
         finally:
+            ticking.cancel()
             await self._server.close()
             self._state.unlock()
+
+    async def _tick(self) -> None:
+        """Look for signs of life, in time that stands still while this process does."""
+        awake = Awake(TICK_S)
+        while True:
+            at = awake.tick(self.clock())
+            if awake.lateness_s > 1:
+                log.warning("this WatchDog could not run for %.1f s; nobody is blamed for that", awake.lateness_s)
+            for run in list(self._runs.values()):
+                run.check(at)
+            await asyncio.sleep(TICK_S)
+
+    def _on_confirm(self, _: Lease) -> None:
+        if self._extending is None:
+            self._extending = asyncio.get_running_loop().call_later(EXTEND_S, self._extend)
+
+    def _extend(self) -> None:
+        """Move the deadlines of everything that runs here to where its leases have been confirmed."""
+        self._extending = None
+        if self._context is None:
+            return
+        deadlines = {app: run.until for app, run in self._runs.items() if run.until is not None}
+        self.guard.until({**deadlines, SESSION: self._context.lease.deadline - KERNEL_MARGIN_S})
+        for run in self._runs.values():
+            run.renewed()
 
     async def _serve(self, lease: Lease) -> None:
         """Follow this host's placements for one session."""
@@ -112,6 +151,8 @@ class WatchDog:
             self._next.pop(app, None)
             if run is not None:
                 run.stop()
+            elif app in self._begun:
+                self.guard.release(app)  # its end need not be remembered any longer
         elif run is None:
             self._begin(context, app, placement, revision)
         elif run.placement.incarnation == placement.incarnation:
@@ -136,7 +177,10 @@ class WatchDog:
             return  # it has been here and has ended: the manager only does not know it yet
         self._begun[app] = placement.incarnation
         self._registered.pop(app, None)
-        run = Run(context, app, placement, revision, self._candidates.pop(app, None))
+        self._start(Run(context, app, placement, revision, self._candidates.pop(app, None)))
+
+    def _start(self, run: Run) -> None:
+        app = run.app
         self._runs[app] = run
         task = asyncio.create_task(run.main(), name=f"replica {app}")
         self._tasks[app] = task
@@ -163,7 +207,7 @@ class WatchDog:
         process = run.process if run else None
         if run is None or process is None or run.placement.incarnation != message["incarnation"]:
             connection.refuse(f"this host has no replica {message['app']} number {message['incarnation']}")
-        elif not _is_in(connection.pid, process.pid):
+        elif not process.has(connection.pid):
             connection.refuse(f"process {connection.pid} was not started as a replica of {message['app']}")
         else:
             run.attach(connection)
@@ -233,9 +277,49 @@ class WatchDog:
                 log.warning("waiting for etcd: %s", error)
                 await asyncio.sleep(RETRY_S)
             else:
-                self._state.record_lease(lease.id)
-                self._context = HostContext(self.settings, self._store, self._clock, self._state, session, lease)
+                self._state.record_session(self.guard.name, lease.id)
+                self._begin_session(session, lease)
+                memo = SessionMemo(session, lease.id, lease.ttl_s)
+                self.guard.keep(SESSION, memo, lease.deadline - KERNEL_MARGIN_S)
                 return lease
+
+    def _begin_session(self, session: int, lease: Lease) -> HostContext:
+        self._context = HostContext(
+            self.settings, self._store, self.clock, self.guard, self._state, session=session, lease=lease
+        )
+        return self._context
+
+    async def _resume_session(self) -> Lease | None:
+        """Go on where an earlier WatchDog of this guardian was killed; None if there is nothing, or it is too late."""
+        wards = {name: ward for name, ward in self.guard.wards.items() if not name.startswith("@")}
+        kept = self.guard.wards.get(SESSION)
+        if kept is None:
+            return None
+        memo = msgspec.convert(kept.memo, SessionMemo)
+        if kept.until is None or kept.until <= self.clock():
+            self._past.add(memo.lease)
+            await asyncio.gather(*(self._end_ward(ward) for ward in wards.values()))
+            self.guard.release(SESSION)
+            return None
+        lease = self._store.leases.resume(memo.lease, memo.ttl_s, kept.until + KERNEL_MARGIN_S)
+        context = self._begin_session(memo.session, lease)
+        for ward in wards.values():
+            replica = msgspec.convert(ward.memo, Memo)
+            self._begun[ward.ward] = replica.placement.incarnation
+            if not replica.ended:
+                self._start(Run.resume(context, ward, replica))
+        log.info("took over from an earlier WatchDog of this host, with %d replicas", len(self._runs))
+        return lease
+
+    async def _end_ward(self, ward: WardView) -> None:
+        """See that what an earlier WatchDog left is dead."""
+        if ward.pid is not None:
+            tree = Tree(ward.mark, ward.pid, ward.started)
+            tree.kill()
+            while tree.alive():
+                await asyncio.sleep(KILL_AGAIN_S)
+                tree.kill()
+        self.guard.release(ward.ward)
 
     async def _announce(self, lease: Lease) -> int:
         settings = self.settings
@@ -282,20 +366,16 @@ class WatchDog:
                 task.cancel()  # kills the process; etcd learns from the lease
             if late:
                 await asyncio.wait(late)
+        for app in (*self._begun, SESSION):
+            self.guard.release(app)
         with contextlib.suppress(StoreError):
             await self._store.leases.revoke(lease)
         self._state.forget()
 
     async def _end_predecessor(self) -> None:
-        """A WatchDog that died here left replicas and a lease: end the ones, then give up the other."""
-        lease = await self._state.end_leftovers()
+        """A node that died here left processes and a lease: end the ones, then give up the other."""
+        lease = await self._state.end_leftovers(self.guard.name)
         if lease is not None:
             self._past.add(lease)
             with contextlib.suppress(StoreError):  # then when the session is opened
                 await self._store.leases.revoke_id(lease)
-
-
-def _is_in(pid: int, session: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        return os.getsid(pid) == session
-    return False

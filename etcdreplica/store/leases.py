@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from aetcd.rpc import rpc_pb2 as rpc
@@ -57,6 +57,7 @@ class LeaseKeeper:
         self._channel = channel
         self._clock = clock
         self._leases: dict[int, Lease] = {}
+        self.on_confirm: Callable[[Lease], None] = lambda _: None  # called when a deadline has moved
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -68,10 +69,20 @@ class LeaseKeeper:
         sent_at = self._clock()
         answer = await self._channel.call("Lease.LeaseGrant", rpc.LeaseGrantRequest(TTL=max(1, math.ceil(ttl_s))))
         lease = Lease(answer.ID, float(answer.TTL), sent_at)
+        self._hold(lease)
+        return lease
+
+    def _hold(self, lease: Lease) -> None:
         self._leases[lease.id] = lease
         self._changed.set()
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._expire())]
+
+    def resume(self, lease_id: int, ttl_s: float, deadline: float) -> Lease:
+        """Go on renewing a lease that an earlier process of this host held, confirmed until `deadline`."""
+        lease = Lease(lease_id, ttl_s, deadline - ttl_s)
+        lease.renew_at = self._clock()
+        self._hold(lease)
         return lease
 
     async def revoke(self, lease: Lease) -> None:
@@ -147,3 +158,4 @@ class LeaseKeeper:
             lease.lose("etcd says it has expired")
         else:
             lease.confirm(float(answer.TTL))
+            self.on_confirm(lease)

@@ -32,6 +32,22 @@ def spawn_bound(
         )
 
 
+def run_bound(command: Sequence[str]) -> int:
+    """Run a program here until it ends, passing on SIGTERM and Ctrl-C; return its exit code. It dies with this process."""
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", _BOUND, str(os.getpid()), *command], stdin=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        before = {
+            number: signal.signal(number, lambda number, _: process.send_signal(number))
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            return process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """Ask a process to end, and kill it if it does not."""
     if process.poll() is None:

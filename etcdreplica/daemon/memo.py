@@ -1,0 +1,31 @@
+"""What the guardian remembers of each replica for the next WatchDog of this host, and of the host's stay itself."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from etcdreplica.model import Placement, Replica
+
+SESSION = "@session"  # wards that are no application's begin with @
+MANAGER = "@manager"
+
+
+@frozen
+class Memo:
+    """One incarnation: where it stands, and under which lease. `ended`: it is over, and must not be begun again."""
+
+    placement: Placement
+    revision: int
+    replica: Replica | None = None
+    lease: int | None = None
+    ttl_s: float = 0.0
+    ended: bool = False
+
+
+@frozen
+class SessionMemo:
+    """A host's stay in the cluster: the create revision of its key, and the lease."""
+
+    session: int
+    lease: int
+    ttl_s: float

@@ -1,0 +1,106 @@
+"""Whether one replica still lives, by the signs of life in its page, and what to keep as evidence when it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from etcdreplica.app.kernel import Slot
+from etcdreplica.app.protocol import Message
+from etcdreplica.app.stacks import STACKS_NAME
+from etcdreplica.core.hang import Silence
+from etcdreplica.daemon.status_page import StatusPage, open_memory
+from etcdreplica.errors import ProtocolError
+from etcdreplica.guardian.tree import start_time
+from etcdreplica.model import Registration
+
+EVIDENCE_LIMIT = 8192  # characters; it stands in etcd
+STACKS_S = 0.2  # a signal handler writes its stacks within this, or not at all
+LOOK_S = 0.01
+_WORDS = {
+    Slot.PULSE: "the process gave no sign of life",
+    Slot.LOOP: "the event loop did not run",
+    Slot.PROGRESS: "the body called no heartbeat",
+}
+
+
+class Vitals:
+    """Signs of life of one process. `at` is time as `core.hang.Awake` tells it."""
+
+    def __init__(self) -> None:
+        self.page: StatusPage | None = None
+        self._pid = 0
+        self._stacks: tuple[int, int] | None = None  # its descriptor of the memory, and the signal that fills it
+        self._silences = {slot: Silence() for slot in _WORDS}
+        self._waiting_since: float | None = None
+
+    def attach(self, pid: int, message: Message) -> None:
+        """Take where the process gives its signs of life. Raises ProtocolError."""
+        self.page = StatusPage(pid, int(message["fd"]))
+        self._pid = pid
+        if message.get("signal"):
+            self._stacks = int(message["stacks"]), int(message["signal"])
+
+    def verdict(self, registration: Registration, at: float) -> str:
+        """Return why it counts as hung, or nothing."""
+        if self.page is None:
+            self._waiting_since = at if self._waiting_since is None else self._waiting_since
+            late = at - self._waiting_since > registration.start_timeout_s
+            return f"it did not reach the protected call within {registration.start_timeout_s:g} s" if late else ""
+        limit = registration.hang_timeout_s
+        for slot, silence in self._silences.items():
+            if silence.observe(self.page.read(slot), at) > limit > 0:
+                return f"{_WORDS[slot]} for {limit:g} s"
+        return ""
+
+    async def evidence(self, main: int) -> str:
+        """Return what each thread is doing: as the kernel sees it, and, of Python, its stack."""
+        pid = self._pid or main
+        threads = _threads(pid)
+        stopped = any(": stopped" in line for line in threads)
+        stacks = "" if stopped or self._stacks is None else await _stacks(pid, *self._stacks)
+        return "\n".join((*threads, stacks))[:EVIDENCE_LIMIT].rstrip()
+
+
+def _threads(pid: int) -> list[str]:
+    return [_thread(task) for task in sorted(Path(f"/proc/{pid}/task").glob("*"))]
+
+
+def _thread(task: Path) -> str:
+    """Name, state and, where the kernel tells it, the function of the kernel in which a thread waits."""
+    words = {"R": "running", "S": "sleeping", "D": "waiting for a disk", "T": "stopped", "t": "stopped by a tracer"}
+    with contextlib.suppress(OSError, IndexError):
+        name, fields = (task / "comm").read_text().strip(), (task / "stat").read_text().rpartition(")")[2].split()
+        place = ""
+        with contextlib.suppress(OSError):
+            place = (task / "wchan").read_text().strip("0")
+        return f"thread {task.name} {name}: {words.get(fields[0], fields[0])}" + (f" in {place}" if place else "")
+    return f"thread {task.name}: gone"
+
+
+async def _stacks(pid: int, remote_fd: int, number: int) -> str:
+    try:
+        fd = open_memory(pid, remote_fd, STACKS_NAME)
+    except ProtocolError:
+        return ""
+    started = start_time(pid)
+    try:
+        size = os.fstat(fd).st_size
+        if started is None:
+            return ""
+        os.kill(pid, signal.Signals(number))
+        seen = size
+        for _ in range(int(STACKS_S / LOOK_S)):
+            await asyncio.sleep(LOOK_S)
+            now = os.fstat(fd).st_size
+            if now == seen > size:
+                break
+            seen = now
+        return os.pread(fd, EVIDENCE_LIMIT, size).decode(errors="replace")
+    except (OSError, ValueError):
+        return ""
+    finally:
+        os.close(fd)

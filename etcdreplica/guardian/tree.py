@@ -1,0 +1,208 @@
+"""Everything that one replica has started: found, killed and known dead as a whole.
+
+Two ways. With a cgroup (version 2) of its own, where this host lets us make one, the kernel keeps the list and kills all of
+it at once, whatever the processes do. Otherwise /proc is searched: a process belongs to the replica if it is in its process
+group, descends from it, or carries its mark in the environment it was started with. Such a search misses a process that
+has left the group, lost its parent and cleaned its environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+MARK_ENV = "ETCDREPLICA_WARD"
+PF_EXITING = 0x4
+
+
+class Tree:
+    """The processes of one replica: `pid`, started at `started` (see `start_time`), and what came of it.
+
+    `mark` is <guardian>/<ward>, or empty for a process that was started by somebody else.
+    """
+
+    def __init__(self, mark: str, pid: int, started: int | None) -> None:
+        self.mark = mark
+        self.pid = pid
+        self.started = started
+        self.group = control_group(mark) if mark else None
+
+    def kill(self) -> None:
+        """Send SIGKILL to all of it."""
+        if self.group is not None:
+            with contextlib.suppress(OSError):  # removed: nothing is left in it
+                _write(f"{self.group}/cgroup.kill", b"1")
+                return
+        if start_time(self.pid) == self.started is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(self.pid) == self.pid:
+                    os.killpg(self.pid, signal.SIGKILL)  # a group is killed as one, however fast it forks
+        for pid in self._search():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+    def alive(self) -> list[int]:
+        """Return those that may still run code of the user."""
+        return [pid for pid in self._members() if not _is_over(pid)]
+
+    def forget(self) -> bool:
+        """Remove what was made for it; False if that has to be tried again because something in it is still ending."""
+        if self.group is not None:
+            try:
+                os.rmdir(self.group)  # noqa: PTH106
+            except FileNotFoundError:
+                return True
+            except OSError:
+                return False
+        return True
+
+    def _members(self) -> Iterator[int]:
+        if self.group is not None:
+            with contextlib.suppress(OSError):
+                yield from map(int, _read(f"{self.group}/cgroup.procs").split())
+            return
+        yield from self._search()
+
+    def _search(self) -> Iterator[int]:
+        found = dict(_all_processes())
+        main, mark = found.get(self.pid), f"{MARK_ENV}={self.mark}".encode()
+        reused = main is not None and int(main[19]) != self.started  # the number is somebody else's by now
+        members: set[int] = set()
+        for pid, fields in sorted(found.items(), key=lambda item: int(item[1][19])):  # parents before their children
+            parent, group = int(fields[1]), int(fields[2])
+            ours = parent in members or (pid == self.pid and not reused)
+            if self.mark and not ours:
+                ours = (group == self.pid > 0 and not reused) or _has_mark(pid, mark)
+            if ours and pid != os.getpid():
+                members.add(pid)
+                yield pid
+
+
+def end_all(guardian: str) -> None:
+    """Kill whatever a guardian that is dead has left behind, and return when none of it can run any more."""
+    group = control_group(guardian)
+    wards = [entry.name for entry in os.scandir(group) if entry.is_dir()] if group else []
+    by_mark = Tree(guardian, 0, None)
+    by_mark.group = None
+    for tree in (*(Tree(f"{guardian}/{name}", 0, None) for name in wards), by_mark):
+        while tree.alive():
+            tree.kill()
+            time.sleep(0.002)
+        for _ in range(500):
+            if tree.forget():
+                break
+            time.sleep(0.01)
+    if group:
+        with contextlib.suppress(OSError):
+            os.rmdir(group)  # noqa: PTH106
+
+
+def make_control_group(mark: str) -> str | None:
+    """Make a cgroup for a ward, if this host lets us."""
+    base = _base()
+    path = f"{base}/etcdreplica-{mark}" if base else ""
+    try:
+        if base:
+            os.makedirs(path, exist_ok=True)  # noqa: PTH103
+            if os.access(f"{path}/cgroup.kill", os.W_OK) and os.access(f"{path}/cgroup.procs", os.W_OK):
+                return path
+            os.rmdir(path)  # noqa: PTH106
+    except OSError:
+        pass
+    return None
+
+
+def control_group(mark: str) -> str | None:
+    """Return the cgroup that was made for a ward or a guardian, if there is one."""
+    base = _base()
+    path = f"{base}/etcdreplica-{mark}"
+    return path if base and os.path.isdir(path) else None  # noqa: PTH112
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot, or None if there is none (a zombie counts as none)."""
+    fields = _stat(f"/proc/{pid}/stat")
+    return None if fields is None or fields[0] in b"ZX" else int(fields[19])
+
+
+def exiting_status(pid: int) -> int | None:
+    """Return the exit status of a process all of whose tasks are exiting, else None."""
+    status: int | None = None
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208  (this is the hot path)
+            fields = _stat(f"/proc/{pid}/task/{task}/stat")
+            if fields is None:
+                continue  # gone since it was listed
+            if not int(fields[6]) & PF_EXITING:
+                return None
+            status = int(fields[49])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return status
+
+
+def _is_over(pid: int) -> bool:
+    return exiting_status(pid) is not None or not os.path.exists(f"/proc/{pid}/stat")  # noqa: PTH110
+
+
+def _all_processes() -> Iterator[tuple[int, list[bytes]]]:
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdigit() and (fields := _stat(f"/proc/{name}/stat")) is not None and fields[0] not in b"ZX":
+            yield int(name), fields
+
+
+def _has_mark(pid: int, mark: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as environ:  # noqa: PTH123
+            return any(e == mark or e.startswith(mark + b"/") for e in environ.read().split(b"\0"))
+    except OSError:
+        return False
+
+
+@functools.cache
+def _base() -> str | None:
+    """Return the directory of the cgroup that this process is in, as version 2 knows it."""
+    with contextlib.suppress(OSError, StopIteration):
+        mounts = (line.split() for line in _read("/proc/self/mounts").decode().splitlines())
+        mount = next(fields[1] for fields in mounts if fields[2] == "cgroup2")
+        lines = _read("/proc/self/cgroup").decode().splitlines()
+        path = next(line[3:] for line in lines if line.startswith("0::"))
+        return (mount + path).rstrip("/")
+    return None
+
+
+def _stat(path: str) -> list[bytes] | None:
+    """Return the fields after the name, or None when there is no such task."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2].split()
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(fd, 1 << 16)
+        while chunk := os.read(fd, 1 << 16):
+            data += chunk
+        return data
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)

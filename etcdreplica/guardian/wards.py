@@ -1,0 +1,124 @@
+"""What the guardian knows of one ward, and how it starts one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from etcdreplica.app.kernel import die_with_parent
+from etcdreplica.guardian.tree import MARK_ENV, Tree, make_control_group, start_time
+
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+LOG_LIMIT = 10 << 20  # a larger log is put aside at the next start
+
+
+class Ward:
+    """Something the WatchDog wants remembered under a name, with a process or without.
+
+    `until`: CLOCK_BOOTTIME seconds at which the process must be dead. `status`: of the process, as wait tells it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.memo: Any = None
+        self.until: float | None = None
+        self.pid: int | None = None
+        self.started: int | None = None
+        self.mark = ""
+        self.status: int | None = None
+        self.is_child = False
+        self.starting: int | None = None  # the pipe that tells whether exec worked
+        self.condemned = False  # its deadline has passed
+        self.swept = False  # and nothing of it is alive any more
+        self._tree: Tree | None = None
+
+    @property
+    def tree(self) -> Tree | None:
+        """Its processes, if it has any."""
+        if self._tree is None and self.pid is not None:
+            self._tree = Tree(self.mark, self.pid, self.started)
+        return self._tree
+
+    def described(self) -> dict[str, Any]:
+        """Return what a WatchDog is told of it."""
+        names = ("memo", "until", "pid", "started", "mark", "status", "is_child")
+        return {"ward": self.name, **{name: getattr(self, name) for name in names}}
+
+    def start(self, mark: str, program: Mapping[str, Any], *, grouped: bool = True) -> None:
+        """Start a program; `starting` becomes readable when it has, or with an errno when it could not be.
+
+        Nothing here waits for a disk: the log, the directory and the program are opened in the child.
+        """
+        self.mark, self.is_child = mark, True
+        group = make_control_group(mark) if grouped else None
+        self.starting, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        guardian = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(self.starting)
+            self.starting = None
+            raise
+        finally:
+            if os.getpid() == guardian:
+                os.close(tell)
+        if pid == 0:
+            _become(guardian, group, mark, program, tell)
+        self.pid, self.started = pid, start_time(pid)
+
+    def outcome(self) -> int | None:
+        """Return what `starting` has to tell: None for nothing yet, 0 for a success, else an errno."""
+        assert self.starting is not None
+        try:
+            told = os.read(self.starting, 16)
+        except BlockingIOError:
+            return None
+        os.close(self.starting)
+        self.starting = None
+        return int(told) if told else 0
+
+
+def _become(guardian: int, group: str | None, mark: str, program: Mapping[str, Any], tell: int) -> NoReturn:
+    """Turn this new child into the program."""
+    code = errno.ENOEXEC
+    try:
+        os.setsid()
+        if group is not None:
+            with contextlib.suppress(OSError), open(f"{group}/cgroup.procs", "wb", buffering=0) as procs:  # noqa: PTH123
+                procs.write(b"0")
+        die_with_parent(signal.SIGKILL, guardian)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; exec would pass that on
+            signal.signal(number, signal.SIG_DFL)
+        _redirect(program.get("log"))
+        os.chdir(program["cwd"])
+        argv: list[str] = program["argv"]
+        os.execvpe(argv[0], argv, {**program["env"], MARK_ENV: mark})  # noqa: S606
+    except OSError as error:
+        code = error.errno or code
+    except BaseException as error:
+        sys.stderr.write(f"etcdreplica guardian: cannot start {program.get('argv')}: {error!r}\n")
+    os.write(tell, str(code).encode())
+    os._exit(127)
+
+
+def _redirect(log: str | None) -> None:
+    """Read nothing; write to the log, or where the guardian writes."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    if log is None:
+        return
+    with contextlib.suppress(OSError):
+        if os.stat(log).st_size > LOG_LIMIT:  # noqa: PTH116
+            os.rename(log, f"{log}.1")  # noqa: PTH104
+    os.makedirs(os.path.dirname(log), exist_ok=True)  # noqa: PTH103, PTH120
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.close(out)
