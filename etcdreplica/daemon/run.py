@@ -452,7 +452,8 @@ class Run:
     def _remember(self) -> None:
         """Have the guardian know what the next WatchDog would have to know."""
         lease = self.lease
-        memo = Memo(self.placement, self._revision, self._publisher.replica, lease and lease.id, lease.ttl_s if lease else 0.0)
+        lease_id, ttl_s = (lease.id, lease.ttl_s) if lease else (None, 0.0)
+        memo = Memo(self.placement, self._revision, self._publisher.replica, lease_id, ttl_s)
         self._context.guard.keep(self.app, memo, self.until)
 
     async def _commit(self, txn: Txn) -> None:

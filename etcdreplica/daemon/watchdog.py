@@ -27,6 +27,7 @@ from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import Guard, WardView
 from etcdreplica.daemon.memo import SESSION, Memo, SessionMemo
 from etcdreplica.daemon.process import KILL_AGAIN_S
+from etcdreplica.daemon.publisher import insist
 from etcdreplica.daemon.registry import register, unregister
 from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import KERNEL_MARGIN_S, NodeSettings
@@ -34,7 +35,7 @@ from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
 from etcdreplica.guardian.tree import Tree
 from etcdreplica.model import Host, Placement, Registration, Succession
-from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
+from etcdreplica.store import Changes, Corrupt, Entry, Exists, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
 
 log = logging.getLogger(__name__)
 
@@ -308,6 +309,7 @@ class WatchDog:
             self._begun[ward.ward] = replica.placement.incarnation
             if not replica.ended:
                 self._start(Run.resume(context, ward, replica))
+        self._spawn(self._announce_again(memo.session, lease))
         log.info("took over from an earlier WatchDog of this host, with %d replicas", len(self._runs))
         return lease
 
@@ -321,10 +323,9 @@ class WatchDog:
                 tree.kill()
         self.guard.release(ward.ward)
 
-    async def _announce(self, lease: Lease) -> int:
+    def _record(self) -> Host:
         settings = self.settings
-        key = Key(Kind.HOSTS, (settings.host,))
-        host = Host(
+        return Host(
             address=settings.address,
             pid=os.getpid(),
             labels=settings.labels,
@@ -332,8 +333,18 @@ class WatchDog:
             version=etcdreplica.__version__,
             started_wall=time.time(),
         )
+
+    async def _announce_again(self, session: int, lease: Lease) -> None:
+        """Show what this WatchDog is, in the place of the one before it in the same session."""
+        key = Key(Kind.HOSTS, (self.settings.host,))
+        txn = Txn((Exists(key, session),), (Put(key, self._record(), lease.id),))
+        await insist(f"writing {key}", lambda: self._store.commit(txn))
+
+    async def _announce(self, lease: Lease) -> int:
+        settings = self.settings
+        key = Key(Kind.HOSTS, (settings.host,))
         try:
-            result = await self._store.commit(Txn((Unchanged(key, 0),), (Put(key, host, lease.id),)))
+            result = await self._store.commit(Txn((Unchanged(key, 0),), (Put(key, self._record(), lease.id),)))
             if result.succeeded:
                 return result.revision
         except StoreError:
