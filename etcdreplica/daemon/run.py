@@ -14,20 +14,24 @@ import logging
 import signal
 import time
 
+from attrs import evolve
+
 from etcdreplica.app.kernel import Slot
 from etcdreplica.app.protocol import INCARNATION_ENV, SOCKET_ENV, Message
 from etcdreplica.core.hang import pulse_interval_s
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import WardView
+from etcdreplica.daemon.hold import Hold
 from etcdreplica.daemon.memo import Memo
 from etcdreplica.daemon.process import ReplicaProcess, check_program
 from etcdreplica.daemon.publisher import Publisher, insist
-from etcdreplica.daemon.settings import FENCE_MARGIN_S, KERNEL_MARGIN_S
+from etcdreplica.daemon.report import report, withdrawal
+from etcdreplica.daemon.settings import KERNEL_MARGIN_S
 from etcdreplica.daemon.vitals import Vitals
 from etcdreplica.errors import CorruptValueError, ProtocolError, RefusedError, StoreError
 from etcdreplica.model import Failure, FailureKind, Placement, Program, Registration, Replica, ReplicaState, Succession
-from etcdreplica.store import Delete, Exists, Key, Kind, Lease, Put, Txn, Unchanged
+from etcdreplica.store import Key, Kind, Lease, Txn
 from etcdreplica.words import Keep, Role, Style
 
 log = logging.getLogger(__name__)
@@ -44,9 +48,9 @@ class Run:
     ) -> None:
         self.app = app
         self.placement = placement
-        self.lease: Lease | None = None
         self.process: ReplicaProcess | None = None
         self._context = context
+        self._hold = Hold(context.lease, context.clock)
         self._revision = revision  # of the placement, and so of the assignment
         self._candidate = candidate
         self._connection: AppConnection | None = None
@@ -85,7 +89,7 @@ class Run:
             run._publisher.replica = memo.replica
         if memo.lease is not None:
             deadline = context.lease.deadline if ward.until is None else ward.until + KERNEL_MARGIN_S
-            run.lease = context.store.leases.resume(memo.lease, memo.ttl_s, deadline)
+            run._hold.own = context.store.leases.resume(memo.lease, memo.ttl_s, deadline)
         if ward.pid is not None:
             run.process = ReplicaProcess(context.guard, ward)
             run.process.on_exit = run._on_exit
@@ -97,9 +101,14 @@ class Run:
         return Key(Kind.REPLICAS, (self.app, self._context.host))
 
     @property
+    def lease(self) -> Lease | None:
+        """Its own lease, once it has one."""
+        return self._hold.own
+
+    @property
     def until(self) -> float | None:
         """When the kernel must have ended its process, unless a lease is renewed before. None while it has no lease."""
-        return None if self.lease is None else min(self.lease.deadline, self._context.lease.deadline) - KERNEL_MARGIN_S
+        return self._hold.until
 
     @property
     def stop_timeout_s(self) -> float:
@@ -132,7 +141,7 @@ class Run:
 
     def promote(self, placement: Placement, decided_at: float) -> None:
         """Become primary, unless this replica cannot hold its own lease any more."""
-        if self._left() <= 0:
+        if self._hold.left <= 0:
             return
         self.placement = placement
         self._promoted.set()
@@ -260,15 +269,15 @@ class Run:
             registration = self._registration = await self._read_registration()
             store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
             self._remember()
-            if self.lease is None:
-                self.lease = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
+            if self._hold.own is None:
+                self._hold.own = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
                 self._remember()
-            self._publisher.start(self.lease)
+            self._publisher.start(self._hold.own)
             if registration.style is Style.COLD and self.process is None and not self._promoted.is_set():
                 check_program(self._program(registration))  # what is started at once is checked there
                 self._publisher.show(state=ReplicaState.STANDBY)
-                await self._first(self._promoted.wait(), self._stop.wait(), self._fenced())
-            if self.process is not None or (not self._stop.is_set() and self._left() > 0):
+                await self._first(self._promoted.wait(), self._stop.wait(), self._hold.ended())
+            if self.process is not None or (not self._stop.is_set() and self._hold.left > 0):
                 await self._start(registration)
                 kind, reason = await self._live(registration)
             else:
@@ -330,7 +339,7 @@ class Run:
         """Wait for the end, and return what it was."""
         process = self.process
         assert process is not None
-        await self._first(process.exited, self._stop.wait(), self._done.wait(), self._is_hung.wait(), self._fenced())
+        await self._first(process.exited, self._stop.wait(), self._done.wait(), self._is_hung.wait(), self._hold.ended())
         if self._done.is_set() or (process.exited.done() and self._returned_zero(process)):
             return await self._complete(registration, process)
         if process.exited.done():
@@ -347,7 +356,7 @@ class Run:
             return FailureKind.HANDOVER, "no longer wanted here"
         if self._leaving:
             return FailureKind.HANDOVER, "asked to end"
-        if reason and self._left() > 0:
+        if reason and self._hold.left > 0:
             return FailureKind.EXIT, reason
         return FailureKind.FENCED, "a lease ran out: etcd could not be reached, or the WatchDog could not run"
 
@@ -380,7 +389,7 @@ class Run:
             await self._wait_exit(process, LAST_WORDS_S)
             return FailureKind.RETURNED, 'the body returned, and keep is "always"'
         self._completed = True
-        await self._commit(Txn((), self._report(FailureKind.DONE, "the body returned")))
+        await self._commit(self._report(FailureKind.DONE, "the body returned"))
         self._reply_ok()
         if process.is_child:
             await self._wait_exit(process, registration.stop_timeout_s)
@@ -390,7 +399,7 @@ class Run:
     async def _wait_exit(self, process: ReplicaProcess, limit_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                await self._first(process.exited, self._fenced())
+                await self._first(process.exited, self._hold.ended())
 
     # --- what it writes --------------------------------------------------------------------------------------------
 
@@ -405,33 +414,20 @@ class Run:
         self._publisher.stop()  # nothing may show the replica again
         if self.process is not None and not self._completed:
             await self.process.kill()
-        placement, report = self.placement, self._report(kind, reason)
-        if self._completed or self._given_up:
-            txn = Txn((), (Delete(self.key),))
-        elif placement.successor and placement.role is Role.PRIMARY:
-            succession = Succession(placement.epoch + 1, placement.incarnation)
-            txn = Txn(
-                when=(
-                    Unchanged(Key(Kind.ASSIGNMENTS, (self.app,)), self._revision),
-                    Exists(Key(Kind.REPLICAS, (self.app, placement.successor))),
-                ),
-                then=(Put(Key(Kind.SUCCESSIONS, (placement.successor, self.app)), succession), *report),
-                otherwise=report,
-            )
-        else:
-            txn = Txn((), report)
         quiet = self._completed or self._given_up
-        await self._commit(txn)
-        if not quiet:
+        if self.lease is not None and quiet:
+            await self._commit(withdrawal(self.app, self._context.host, self.lease.id))
+        elif not quiet:
+            await self._commit(self._report(kind, reason))
+            placement = self.placement
             log.warning("%s: %s of epoch %d ended (%s): %s", self.app, placement.role, placement.epoch, kind, reason)
         self._context.state.forget_process(self.app)
         if self.lease is not None:
             with contextlib.suppress(StoreError):  # then it expires
                 await self._context.store.leases.revoke(self.lease)
-        self._context.guard.release(self.app, Memo(placement, self._revision, ended=True))
+        self._context.guard.release(self.app, Memo(self.placement, self._revision, ended=True))
 
-    def _report(self, kind: FailureKind, reason: str) -> tuple[Delete, Put]:
-        """Take the replica back and say how it ended."""
+    def _report(self, kind: FailureKind, reason: str) -> Txn:
         placement, now = self.placement, self._context.clock()
         began = self._publisher.replica.state in (ReplicaState.RUNNING, ReplicaState.READY)
         failure = Failure(
@@ -447,7 +443,9 @@ class Run:
             wall=time.time(),
             evidence=self._evidence,
         )
-        return Delete(self.key), Put(Key(Kind.FAILURES, (self.app, str(placement.incarnation))), failure)
+        if kind is FailureKind.DONE:
+            placement = evolve(placement, successor=None)
+        return report(self.app, failure, placement, self._revision, self.lease.id if self.lease else 0)
 
     def _remember(self) -> None:
         """Have the guardian know what the next WatchDog would have to know."""
@@ -474,20 +472,6 @@ class Run:
     def _program(self, registration: Registration) -> Program:
         override = registration.overrides.get(self._context.host)
         return override.apply(registration.program) if override else registration.program
-
-    def _left(self) -> float:
-        """Seconds until this replica must be dead: before its lease, or that of its host, could end."""
-        now, leases = self._context.clock(), (self._context.lease, *([self.lease] if self.lease else []))
-        return 0.0 if any(lease.lost.done() for lease in leases) else min(x.deadline for x in leases) - FENCE_MARGIN_S - now
-
-    async def _fenced(self) -> None:
-        """Return when this replica must end because its leases could not be renewed."""
-        while (left := self._left()) > 0:
-            await asyncio.wait(
-                [lease.lost for lease in (self._context.lease, self.lease) if lease],
-                timeout=left,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
 
     async def _first(self, *waits: object) -> None:
         """Return when the first of them is done, and cancel the rest but futures."""

@@ -9,7 +9,7 @@ from etcdreplica.store.election import Election
 from etcdreplica.store.keys import Corrupt, Entry, Key, Keyspace, Kind
 from etcdreplica.store.leases import Lease, LeaseKeeper
 from etcdreplica.store.store import Changes, Snapshot, Store
-from etcdreplica.store.txn import Delete, Exists, Put, Txn, TxnResult, Unchanged
+from etcdreplica.store.txn import Delete, Exists, Held, Put, Txn, TxnResult, Unchanged
 
 __all__ = [
     "Changes",
@@ -19,6 +19,7 @@ __all__ = [
     "Entry",
     "EtcdOptions",
     "Exists",
+    "Held",
     "Key",
     "Keyspace",
     "Kind",

@@ -27,6 +27,14 @@ class Exists:
 
 
 @frozen
+class Held:
+    """The key exists under this lease."""
+
+    key: Key
+    lease: int
+
+
+@frozen
 class Put:
     """Write a record, under a lease if one is given."""
 
@@ -42,7 +50,7 @@ class Delete:
     key: Key
 
 
-Condition = Unchanged | Exists
+Condition = Unchanged | Exists | Held
 Operation = Put | Delete
 
 
@@ -76,6 +84,8 @@ def _compare(condition: Condition, keys: Keyspace) -> Any:
     path, compare = keys.path(condition.key), rpc.Compare
     if isinstance(condition, Unchanged):
         return compare(result=compare.EQUAL, target=compare.MOD, key=path, mod_revision=condition.mod_revision)
+    if isinstance(condition, Held):
+        return compare(result=compare.EQUAL, target=compare.LEASE, key=path, lease=condition.lease)
     if condition.create_revision is None:
         return compare(result=compare.GREATER, target=compare.CREATE, key=path, create_revision=0)
     return compare(result=compare.EQUAL, target=compare.CREATE, key=path, create_revision=condition.create_revision)
