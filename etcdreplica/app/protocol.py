@@ -23,6 +23,7 @@ VERSION = 1
 MAX_FRAME = 4 << 20
 SOCKET_ENV = "ETCDREPLICA_SOCKET"
 INCARNATION_ENV = "ETCDREPLICA_INCARNATION"
+MARK_ENV = "ETCDREPLICA_WARD"  # carried by everything that belongs to a replica
 DETACH_ENV = "ETCDREPLICA_DETACH"  # "1": only register (`etcdreplica start --detach`)
 STANDALONE_ENV = "ETCDREPLICA_STANDALONE"
 GUARDIAN_ENV = "ETCDREPLICA_GUARDIAN"  # of a WatchDog: the descriptor of its guardian's socket, and the guardian's name

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from etcdreplica.app.kernel import Deadline, Notice, Page, Slot
 from etcdreplica.app.link import ASKING, Link
 from etcdreplica.app.program import capture
-from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, STANDALONE_ENV, VERSION, default_socket
+from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, MARK_ENV, STANDALONE_ENV, VERSION, default_socket
 from etcdreplica.app.replica import Replica
 from etcdreplica.app.stacks import Stacks
 from etcdreplica.clock import boottime
@@ -87,6 +87,8 @@ class Session:
             if self._listener is not None:
                 self._listener.join()
             self._link.close()
+        if self._deadline is not None:
+            os.environ.pop(MARK_ENV, None)
         for held in (self._deadline, self._stacks, self._page):
             if held is not None:
                 held.close()
@@ -224,6 +226,7 @@ class Session:
 
     def _arm(self, message: Message) -> None:
         if "until" in message:
+            os.environ[MARK_ENV] = str(message.get("mark", ""))  # so that what this process starts is found and ended too
             with contextlib.suppress(Exception):  # a Python without ctypes: then it dies with the WatchDog instead
                 self._deadline = self._deadline or Deadline()
                 self._deadline.arm(float(message["until"]))

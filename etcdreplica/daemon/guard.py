@@ -87,9 +87,9 @@ class Guard(asyncio.Protocol):
         deadline = {} if until is None else {"until": until}
         self._send("keep", ward=ward, memo=msgspec.to_builtins(memo), **deadline)
 
-    def watch(self, ward: str, pid: int, started: int) -> None:
-        """Have a process that somebody else started killed at its deadline too."""
-        self._send("watch", ward=ward, pid=pid, started=started)
+    def watch(self, ward: str, pid: int, started: int, mark: str) -> None:
+        """Have a process that somebody else started killed at its deadline too, and what carries its mark."""
+        self._send("watch", ward=ward, pid=pid, started=started, mark=mark)
 
     def until(self, deadlines: Mapping[str, float]) -> None:
         """Move deadlines."""

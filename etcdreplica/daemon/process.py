@@ -51,13 +51,19 @@ class ReplicaProcess:
         return cls(guard, await guard.spawn(ward, number, program, environment, log))
 
     @classmethod
-    def adopt(cls, guard: Guard, ward: str, pid: int) -> ReplicaProcess:
+    def adopt(cls, guard: Guard, ward: str, number: int, pid: int) -> ReplicaProcess:
         """Take charge of a process that somebody else started. Raises ProcessLookupError when it is gone."""
         started = start_time(pid)
         if started is None:
             raise ProcessLookupError(pid)
-        guard.watch(ward, pid, started)
-        return cls(guard, WardView(ward, pid=pid, started=started))
+        mark = f"{guard.name}/{ward}.{number}"
+        guard.watch(ward, pid, started, mark)
+        return cls(guard, WardView(ward, pid=pid, started=started, mark=mark))
+
+    @property
+    def mark(self) -> str:
+        """What everything that it starts should carry in its environment as MARK_ENV."""
+        return self._tree.mark
 
     @property
     def started(self) -> int | None:

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import signal
 import time
+from typing import Any
 
 from attrs import evolve
 
@@ -196,9 +197,11 @@ class Run:
         if self._connection is not None and (deadline := self._own_deadline()):
             self._connection.send("renew", **deadline)
 
-    def _own_deadline(self) -> dict[str, float]:
-        by_hand = self.process is not None and not self.process.is_child
-        return {"until": self.until} if by_hand and self.until is not None else {}
+    def _own_deadline(self) -> dict[str, Any]:
+        """What a process that was started by hand must do for itself: die in time, and mark what it starts."""
+        if self.process is None or self.process.is_child or self.until is None:
+            return {}
+        return {"until": self.until, "mark": self.process.mark}
 
     def check(self, at: float) -> None:
         """Look for signs of life; `at` is time as far as the WatchDog was awake."""
@@ -314,7 +317,7 @@ class Run:
         candidate, self._candidate = self._candidate, None
         if candidate is not None and candidate.is_open:
             try:
-                self.process = ReplicaProcess.adopt(self._context.guard, self.app, candidate.pid)
+                self.process = ReplicaProcess.adopt(self._context.guard, self.app, self.placement.incarnation, candidate.pid)
                 self._context.state.record_process(self.app, self.process.pid, self.process.started)
             except ProcessLookupError:
                 candidate = None

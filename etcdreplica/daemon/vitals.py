@@ -41,7 +41,7 @@ class Vitals:
         """Take where the process gives its signs of life. Raises ProtocolError."""
         self.page = StatusPage(pid, int(message["fd"]))
         self._pid = pid
-        if message.get("signal"):
+        if signal.SIGRTMIN <= int(message.get("signal", 0)) <= signal.SIGRTMAX:
             self._stacks = int(message["stacks"]), int(message["signal"])
 
     def verdict(self, registration: Registration, at: float) -> str:
@@ -91,7 +91,7 @@ async def _stacks(pid: int, remote_fd: int, number: int) -> str:
         size = os.fstat(fd).st_size
         if started is None:
             return ""
-        os.kill(pid, signal.Signals(number))
+        os.kill(pid, number)
         seen = size
         for _ in range(int(STACKS_S / LOOK_S)):
             await asyncio.sleep(LOOK_S)

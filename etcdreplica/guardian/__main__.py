@@ -167,7 +167,7 @@ class Guardian:
         elif kind == "spawn":
             self._spawn(ward, message)
         elif kind == "watch":
-            ward.pid, ward.started = int(message["pid"]), int(message["started"])
+            ward.pid, ward.started, ward.mark = int(message["pid"]), int(message["started"]), str(message["mark"])
         elif kind == "release":
             self._release(ward, message)
             return

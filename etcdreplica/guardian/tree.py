@@ -15,14 +15,15 @@ import signal
 import time
 from collections.abc import Iterator
 
-MARK_ENV = "ETCDREPLICA_WARD"
+from etcdreplica.app.protocol import MARK_ENV
+
 PF_EXITING = 0x4
 
 
 class Tree:
     """The processes of one replica: `pid`, started at `started` (see `start_time`), and what came of it.
 
-    `mark` is <guardian>/<ward>, or empty for a process that was started by somebody else.
+    `mark` is <guardian>/<ward>; what was started by hand carries it in the environment only from its protected call on.
     """
 
     def __init__(self, mark: str, pid: int, started: int | None) -> None:

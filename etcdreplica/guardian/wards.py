@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from etcdreplica.app.kernel import die_with_parent
-from etcdreplica.guardian.tree import MARK_ENV, Tree, make_control_group, start_time
+from etcdreplica.app.protocol import MARK_ENV
+from etcdreplica.guardian.tree import Tree, make_control_group, start_time
 
 if TYPE_CHECKING:
     from typing import Any, NoReturn

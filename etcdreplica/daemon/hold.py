@@ -1,0 +1,40 @@
+"""For how long a replica may run: its own lease and that of its host, whichever could end first."""
+
+from __future__ import annotations
+
+import asyncio
+
+from etcdreplica.clock import Clock
+from etcdreplica.daemon.settings import FENCE_MARGIN_S, KERNEL_MARGIN_S
+from etcdreplica.store import Lease
+
+
+class Hold:
+    """The two leases. `own` is None until one was granted."""
+
+    def __init__(self, host: Lease, clock: Clock) -> None:
+        self.own: Lease | None = None
+        self._host = host
+        self._clock = clock
+
+    @property
+    def until(self) -> float | None:
+        """When the kernel must have ended the process, unless a lease is renewed before. None while there is no lease."""
+        return None if self.own is None else min(self.own.deadline, self._host.deadline) - KERNEL_MARGIN_S
+
+    @property
+    def left(self) -> float:
+        """Seconds until the WatchDog must have begun to end the process."""
+        if any(lease.lost.done() for lease in self._leases):
+            return 0.0
+        return min(lease.deadline for lease in self._leases) - FENCE_MARGIN_S - self._clock()
+
+    async def ended(self) -> None:
+        """Return when nothing is left."""
+        while (left := self.left) > 0:
+            lost = [lease.lost for lease in self._leases]
+            await asyncio.wait(lost, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+
+    @property
+    def _leases(self) -> tuple[Lease, ...]:
+        return (self._host, self.own) if self.own else (self._host,)
