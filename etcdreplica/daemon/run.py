@@ -55,6 +55,7 @@ class Run:
         self._revision = revision  # of the placement, and so of the assignment
         self._candidate = candidate
         self._connection: AppConnection | None = None
+        self._early: list[AppConnection] = []
         self._registration: Registration | None = None
         self._started_at = context.clock()
         self._leaving = False
@@ -170,11 +171,16 @@ class Run:
 
     def attach(self, connection: AppConnection) -> None:
         """The process has reached the decorated call."""
+        if self.process is None:  # it was quicker than the guardian's word that it has been started
+            self._early.append(connection)
+            return
+        if not self.process.has(connection.pid):
+            connection.refuse(f"process {connection.pid} was not started as a replica of {self.app}")
+            return
         if self._connection is not None and self._connection.is_open:
             connection.refuse(f"another process is {self.app}'s replica here already")
             return
-        if self.process is not None:
-            self.process.include(connection.pid)
+        self.process.include(connection.pid)
         self._connection = connection
         connection.on_message = self._on_message
         placement = self.placement
@@ -294,8 +300,8 @@ class Run:
             log.exception("%s: could not be run here", self.app)
             kind, reason = FailureKind.REFUSED, f"this host could not run it: {error}"
         finally:
-            if self._candidate is not None:
-                self._candidate.refuse(f"{self.app} did not get a place here: {reason}")
+            for connection in (*self._early, *([self._candidate] if self._candidate else [])):
+                connection.refuse(f"{self.app} did not get a place here: {reason}")
         await self._end(kind, reason)
 
     async def _abandon(self) -> None:
@@ -328,8 +334,10 @@ class Run:
         self.process.on_exit = self._on_exit
         self._started_at = self._context.clock()
         self._publisher.show(pid=self.process.pid)
-        if candidate is not None and candidate.is_open:
-            self.attach(candidate)
+        early, self._early = self._early, []
+        for connection in (candidate, *early):
+            if connection is not None and connection.is_open:
+                self.attach(connection)
 
     async def _spawn(self, registration: Registration) -> ReplicaProcess:
         context, number = self._context, self.placement.incarnation

@@ -205,11 +205,8 @@ class WatchDog:
             self._spawn(self._register(connection, message))
             return
         run = self._runs.get(message["app"])
-        process = run.process if run else None
-        if run is None or process is None or run.placement.incarnation != message["incarnation"]:
+        if run is None or run.placement.incarnation != message["incarnation"]:
             connection.refuse(f"this host has no replica {message['app']} number {message['incarnation']}")
-        elif not process.has(connection.pid):
-            connection.refuse(f"process {connection.pid} was not started as a replica of {message['app']}")
         else:
             run.attach(connection)
 

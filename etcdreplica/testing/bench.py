@@ -44,7 +44,7 @@ def failover(
     samples: dict[str, list[float]] = {name: [] for name in ("total", *PHASES)}
     floors: dict[str, list[float]] = {}
     with EmbeddedEtcd(etcd_program) as etcd:
-        floors["pidfd_notice"] = [_pidfd_notice() for _ in range(FLOOR_ROUNDS)]
+        floors["pidfd_notice"] = [pidfd_notice() for _ in range(FLOOR_ROUNDS)]
         floors["put_to_event"] = asyncio.run(_put_to_event(etcd.endpoint))
         if style == "cold":
             floors["by_hand"] = [_by_hand() for _ in range(FLOOR_ROUNDS)]
@@ -108,7 +108,7 @@ def environment(etcd_program: str) -> dict[str, Any]:
     }
 
 
-def _pidfd_notice() -> float:
+def pidfd_notice() -> float:
     """How long until a plain process learns by pidfd that its small child was killed."""
     child = subprocess.Popen(
         [sys.executable, "-S", "-c", "import time; print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE

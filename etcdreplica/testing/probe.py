@@ -11,7 +11,7 @@ import json
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from attrs import frozen
 import etcdreplica
 from etcdreplica.clock import boottime
 from etcdreplica.errors import EtcdReplicaError
-from etcdreplica.model import Event
+from etcdreplica.model import Event, Failure
 from etcdreplica.testing.cluster import LocalCluster
 
 SAMPLE = Path(etcdreplica.__file__).parent / "testing" / "sample.py"
@@ -44,7 +44,7 @@ class Failover:
 class Probe:
     """The sample application under one style on a cluster."""
 
-    def __init__(self, cluster: LocalCluster, name: str, style: str, degree: int) -> None:
+    def __init__(self, cluster: LocalCluster, name: str, style: str, degree: int, *arguments: str) -> None:
         self.cluster = cluster
         self.name = name
         self.epoch = 0
@@ -54,7 +54,7 @@ class Probe:
         path = cluster.sockets / f"{name}.report"
         self._socket.bind(str(path))
         self._socket.setblocking(False)
-        self.arguments = ("--name", name, "--style", style, "--degree", str(degree), "--report", str(path))
+        self.arguments = ("--name", name, "--style", style, "--degree", str(degree), "--report", str(path), *arguments)
 
     def __enter__(self) -> Probe:
         return self
@@ -73,6 +73,14 @@ class Probe:
         started = boottime()
         host, _ = self.cluster.kill_replica(self.name)
         return self._measure(started, host)
+
+    def fail(self, how: Callable[[int], None]) -> Failure:
+        """Do something to the primary's process, and return how its end was reported once another one is primary."""
+        host, pid = self.cluster.primary(self.name)
+        before = self.epoch
+        how(pid)
+        self._take_report()
+        return self._event(host, before).failure
 
     def lose_host(self) -> Failover:
         """SIGKILL everything on the primary's host."""

@@ -20,6 +20,8 @@ parser.add_argument("--name", default="sample")
 parser.add_argument("--style", default="warm")
 parser.add_argument("--degree", type=int, default=2)
 parser.add_argument("--report")
+parser.add_argument("--hang-timeout", type=float, default=10.0)
+parser.add_argument("--resident-mib", type=int, default=0, help="memory that the primary fills")
 options = parser.parse_args()
 
 
@@ -31,10 +33,11 @@ def report(replica: Replica, at: float) -> None:
             out.sendto(json.dumps(message).encode(), options.report)
 
 
-@protected(style=options.style, degree=options.degree, name=options.name, stop_timeout=5.0)
+@protected(style=options.style, degree=options.degree, name=options.name, stop_timeout=5.0, hang_timeout=options.hang_timeout)
 def main(replica: Replica) -> None:
     """Answer every connection with who this is."""
     at = boottime()
+    memory = bytearray(b"x") * (options.resident_mib << 20) if replica.role is Role.PRIMARY else b""
     if replica.role is Role.PRIMARY:
         report(replica, at)
 
@@ -52,7 +55,13 @@ def main(replica: Replica) -> None:
                 client, _ = server.accept()
                 with client:
                     answered += 1
-                    who = {"host": replica.host, "role": replica.role, "epoch": replica.epoch, "answered": answered}
+                    who = {
+                        "host": replica.host,
+                        "role": replica.role,
+                        "epoch": replica.epoch,
+                        "answered": answered,
+                        "bytes": len(memory),
+                    }
                     client.sendall(json.dumps(who).encode())
 
 
