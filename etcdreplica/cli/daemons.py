@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from etcdreplica.cli.options import connection_options, etcd_options, host_options, node_settings
+from etcdreplica.cli.options import host_options, manager_options, node_settings
 
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
 
@@ -73,14 +73,10 @@ def watchdog_command(verbose: bool, **options: Any) -> None:
 
 
 @click.command("manager", short_help="Run only a candidate for ReplicaManager.")
-@connection_options
-@click.option("--host", envvar="ETCDREPLICA_HOST", help="Name of this host. [default: its host name]")
-@click.option("--lease-ttl", "lease_ttl_s", envvar="ETCDREPLICA_LEASE_TTL", type=float, default=5.0, show_default=True)
+@manager_options
 @click.option("--die-with-parent", is_flag=True, hidden=True)
 @verbose_option
-def manager_command(
-    host: str | None, lease_ttl_s: float, die_with_parent: bool, verbose: bool, cluster: str, **options: Any
-) -> None:
+def manager_command(die_with_parent: bool, verbose: bool, **options: Any) -> None:
     """Run only a candidate for ReplicaManager and SuperWatchDog. Several may run; one leads.
 
     \b
@@ -92,14 +88,12 @@ def manager_command(
     from etcdreplica.app.kernel import die_with_parent as bind
     from etcdreplica.daemon.manager import Manager
     from etcdreplica.daemon.service import serve
-    from etcdreplica.daemon.settings import NodeSettings
     from etcdreplica.store import Store
 
     if die_with_parent:
         bind(signal.SIGKILL)
     _log(verbose)
-    given: dict[str, Any] = {"cluster": cluster, "etcd": etcd_options(**options), "lease_ttl_s": lease_ttl_s}
-    settings = NodeSettings(**(given | ({"host": host} if host else {})))
+    settings = node_settings(**options)
 
     async def run() -> None:
         async with Store(settings.etcd, settings.cluster) as store:
@@ -149,10 +143,8 @@ def dev_command(port: int, verbose: bool, **options: Any) -> None:
 
 def _manager_environment(options: dict[str, Any]) -> dict[str, str]:
     """Tell a manager child by environment what this command was told by options."""
-    names = ("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host")
+    names = ("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host", "timing")
     given = {f"ETCDREPLICA_{name.upper()}": options[name] for name in names if options.get(name)}
-    return {
-        **given,
-        "ETCDREPLICA_LEASE_TTL": str(options["lease_ttl_s"]),
-        "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1"),
-    }
+    if options.get("lease_ttl_s") is not None:
+        given["ETCDREPLICA_LEASE_TTL"] = str(options["lease_ttl_s"])
+    return {**given, "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1")}
