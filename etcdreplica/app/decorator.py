@@ -196,13 +196,33 @@ def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
 def _plain_probes(probes: Sequence[str | Probe], health: Callable[[], object] | None) -> list[dict[str, Any]]:
     if isinstance(probes, str):
         raise UsageError(f"probes must be a list, not the text {probes!r}")
-    if health is not None and not callable(health):
-        raise UsageError(f"health must be a function, not {health!r}")
+    if health is not None:
+        _check_health(health)
     plain = [{"target": check_probe(probe)} if isinstance(probe, str) else _plain_probe(probe) for probe in probes]
     called = [probe for probe in plain if probe["target"] == PROBE_CALL]
     if called and health is None:
         raise UsageError('a probe "call" needs a function to call: give it as health=')
+    if len(called) > 1:
+        raise UsageError('there can be only one probe "call", as there is one function to call')
     return plain if health is None or called else [*plain, {"target": PROBE_CALL}]
+
+
+def _check_health(health: Callable[[], object]) -> None:
+    """Refuse what cannot be called in a thread without arguments."""
+    if not callable(health):
+        raise UsageError(f"health must be a function, not {health!r}")
+    import inspect
+
+    if inspect.iscoroutinefunction(health) or inspect.iscoroutinefunction(type(health).__call__):
+        raise UsageError(f"health must be an ordinary function, not the async {health!r}: it is called in a thread of its own")
+    try:
+        signature = inspect.signature(health)
+    except ValueError:  # a builtin that does not tell
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise UsageError(f"health is called without arguments, but {health!r} takes some: {error}") from None
 
 
 def _plain_probe(probe: Probe) -> dict[str, Any]:
