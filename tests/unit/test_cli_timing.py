@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -14,8 +15,10 @@ from etcdreplica.core.timing import PRESETS, preset
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.errors import EtcdReplicaError
 
+Options = Callable[[Callable[..., None]], Callable[..., None]]
 
-def run(words: list[str], environment: dict[str, str], options: Any = host_options) -> dict[str, Any]:
+
+def run(words: list[str], environment: dict[str, str], options: Options = host_options) -> dict[str, Any]:
     """Return the parameters that a command with these options gets."""
     got: dict[str, Any] = {}
 
@@ -41,7 +44,7 @@ def run(words: list[str], environment: dict[str, str], options: Any = host_optio
     ],
 )
 @pytest.mark.parametrize("options", [host_options, manager_options])
-def test_timing(options: Any, words: list[str], environment: dict[str, str], name: str, ttl_s: float | None) -> None:
+def test_timing(options: Options, words: list[str], environment: dict[str, str], name: str, ttl_s: float | None) -> None:
     """A preset, a TTL, or both; calls to etcd take as long as the timing says, and the manager is told the same."""
     given = run(words, environment, options)
     settings = node_settings(**given)
