@@ -13,6 +13,10 @@ from collections.abc import Mapping
 from attrs import Factory, evolve, field, fields_dict, frozen
 
 from etcdreplica.words import (
+    PROBE_FAILURES,
+    PROBE_GRACE_S,
+    PROBE_INTERVAL_S,
+    PROBE_TIMEOUT_S,
     Failover,
     Keep,
     Role,
@@ -105,10 +109,10 @@ class Probe:
     """
 
     target: str = field()
-    interval_s: float = field(default=2.0)
-    timeout_s: float = field(default=1.0)
-    failures: int = field(default=3)
-    grace_s: float = field(default=10.0)
+    interval_s: float = field(default=PROBE_INTERVAL_S)
+    timeout_s: float = field(default=PROBE_TIMEOUT_S)
+    failures: int = field(default=PROBE_FAILURES)
+    grace_s: float = field(default=PROBE_GRACE_S)
 
     def __attrs_post_init__(self) -> None:
         check_probe(self.target)

@@ -16,7 +16,8 @@ MAX_STOP_TIMEOUT_S = 3600.0
 MAX_DAY_S = 86400.0
 SHORTEST_HANG_S = 0.5
 PROBE_CALL = "call"  # a probe that the application itself answers, by its `health` function
-_PROBE = re.compile(r"call|tcp:(\S+:)?[0-9]{1,5}|https?://\S+|exec:.*\S.*", re.DOTALL)
+PROBE_INTERVAL_S, PROBE_TIMEOUT_S, PROBE_FAILURES, PROBE_GRACE_S = 2.0, 1.0, 3, 10.0
+_PROBE = re.compile(r"call|tcp:(\S+:)?(?P<port>[0-9]{1,5})|https?://\S+|exec:.*\S.*", re.DOTALL)
 
 
 class Style(enum.StrEnum):
@@ -83,7 +84,8 @@ def parse_failover(value: object) -> Failover:
 
 def check_probe(target: object) -> str:
     """Return what a probe asks, if it is one of tcp:[HOST:]PORT, http[s]://URL, exec:COMMAND or call."""
-    if not isinstance(target, str) or not _PROBE.fullmatch(target):
+    found = _PROBE.fullmatch(target) if isinstance(target, str) else None
+    if not isinstance(target, str) or not found or not 0 < int(found["port"] or 1) < 65536:
         raise UsageError(f"bad probe {target!r}: use tcp:PORT, tcp:HOST:PORT, http://URL, https://URL or exec:COMMAND")
     return target
 

@@ -138,7 +138,7 @@ def protected(
         options["name"] = check_name("application name", name)
 
     def protect(body: Callable[..., Any]) -> Callable[..., Any]:
-        return _protect(body, options)
+        return _protect(body, options, health)
 
     return protect if function is None else protect(function)
 
@@ -148,13 +148,13 @@ def is_protected(function: object) -> bool:
     return hasattr(function, "__etcdreplica__")
 
 
-def _protect(body: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+def _protect(body: Callable[..., Any], options: Mapping[str, Any], health: Callable[[], object] | None) -> Callable[..., Any]:
     if isinstance(body, type) or not callable(body):
         raise UsageError(f"@protected takes a function or an async function, not {body!r}")
     is_async, takes_replica = _shape(body)
 
     def session() -> Session:
-        return Session({"name": default_name(body), **options})
+        return Session({"name": default_name(body), **options}, health)
 
     def call(replica: Replica, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return body(replica, *args, **kwargs) if takes_replica else body(*args, **kwargs)
@@ -196,13 +196,33 @@ def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
 def _plain_probes(probes: Sequence[str | Probe], health: Callable[[], object] | None) -> list[dict[str, Any]]:
     if isinstance(probes, str):
         raise UsageError(f"probes must be a list, not the text {probes!r}")
-    if health is not None and not callable(health):
-        raise UsageError(f"health must be a function, not {health!r}")
+    if health is not None:
+        _check_health(health)
     plain = [{"target": check_probe(probe)} if isinstance(probe, str) else _plain_probe(probe) for probe in probes]
     called = [probe for probe in plain if probe["target"] == PROBE_CALL]
     if called and health is None:
         raise UsageError('a probe "call" needs a function to call: give it as health=')
+    if len(called) > 1:
+        raise UsageError('there can be only one probe "call", as there is one function to call')
     return plain if health is None or called else [*plain, {"target": PROBE_CALL}]
+
+
+def _check_health(health: Callable[[], object]) -> None:
+    """Refuse what cannot be called in a thread without arguments."""
+    if not callable(health):
+        raise UsageError(f"health must be a function, not {health!r}")
+    import inspect
+
+    if inspect.iscoroutinefunction(health) or inspect.iscoroutinefunction(type(health).__call__):
+        raise UsageError(f"health must be an ordinary function, not the async {health!r}: it is called in a thread of its own")
+    try:
+        signature = inspect.signature(health)
+    except ValueError:  # a builtin that does not tell
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise UsageError(f"health is called without arguments, but {health!r} takes some: {error}") from None
 
 
 def _plain_probe(probe: Probe) -> dict[str, Any]:

@@ -22,14 +22,15 @@ from etcdreplica.app.replica import Replica
 from etcdreplica.app.stacks import Stacks
 from etcdreplica.clock import boottime
 from etcdreplica.errors import EtcdReplicaError, NoWatchDogError, ProtocolError, RefusedError
-from etcdreplica.words import Role, Style
+from etcdreplica.words import PROBE_CALL, Role, Style
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
     from typing import Any, NoReturn
 
+    from etcdreplica.app.health import HealthCheck
     from etcdreplica.app.protocol import Message
 
 PATIENCE_S = 5.0  # after this long without a place, say so
@@ -51,9 +52,10 @@ class RegisteredOnly(SystemExit):
 class Session:
     """The connection of one protected call: `connect`, then under `signals`: `wait_for_turn`, `begin`, `end`; last `close`."""
 
-    def __init__(self, registration: Mapping[str, Any]) -> None:
+    def __init__(self, registration: Mapping[str, Any], health: Callable[[], object] | None = None) -> None:
         """`registration` has the fields of `model.Registration`, as JSON knows them, but for the program."""
         self._registration = registration
+        self._health = self._check_of(health) if health else None
         self._name: str = registration["name"]
         self._link: Link | None = None
         self._replica: Replica | None = None
@@ -158,10 +160,14 @@ class Session:
         """Note that the body's next line is its first."""
         self._body_at = boottime()
         self._begun.set()
+        if self._health is not None and self._link is not None:
+            self._health.start()
 
     def end(self, error: BaseException | None) -> None:
         """Tell how the body ended, and wait until the WatchDog knows."""
         self._ended.set()
+        if self._health is not None:
+            self._health.stop()
         link = self._link
         if link is None:
             return
@@ -188,6 +194,21 @@ class Session:
     @property
     def _pulse_s(self) -> float:
         return (self._link and self._link.pulse_s) or PULSE_S
+
+    def _pulse(self) -> None:
+        self._beat(Slot.PULSE, boottime())
+        if self._health is not None and self._body_at and not self._ended.is_set():
+            self._beat(Slot.HEALTH, self._health.answered_at or self._body_at)
+
+    def _check_of(self, health: Callable[[], object]) -> HealthCheck:
+        from etcdreplica.app.health import HealthCheck
+
+        def report(bad: int, reason: str) -> None:
+            if self._link is not None:
+                self._link.send("health", bad=bad, reason=reason)
+
+        probe = next(probe for probe in self._registration["probes"] if probe["target"] == PROBE_CALL)
+        return HealthCheck.of(health, probe, report)
 
     def _beat(self, slot: Slot, at: float) -> None:
         if self._page is not None:
@@ -217,7 +238,7 @@ class Session:
     def _tie(self, link: Link, welcome: Message) -> None:
         """Give the WatchDog signs of life, and where no guardian does it, have the kernel enforce the deadline."""
         link.pulse_s = float(welcome.get("pulse", PULSE_S))
-        link.on_pulse = lambda: self._beat(Slot.PULSE, boottime())
+        link.on_pulse = self._pulse
         link.on_pulse()
         if self._page is not None:
             stacks = {"stacks": self._stacks.fd, "signal": self._stacks.signal} if self._stacks else {}

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from etcdreplica.app.protocol import GUARDIAN_ENV
-from etcdreplica.cli.options import connection_options, etcd_options, host_options, node_settings
+from etcdreplica.cli.options import host_options, manager_options, node_settings
 
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
 
@@ -82,11 +82,9 @@ def watchdog_command(verbose: bool, **options: Any) -> None:
 
 
 @click.command("manager", short_help="Run only a candidate for ReplicaManager.")
-@connection_options
-@click.option("--host", envvar="ETCDREPLICA_HOST", help="Name of this host. [default: its host name]")
-@click.option("--lease-ttl", "lease_ttl_s", envvar="ETCDREPLICA_LEASE_TTL", type=float, default=5.0, show_default=True)
+@manager_options
 @verbose_option
-def manager_command(host: str | None, lease_ttl_s: float, verbose: bool, cluster: str, **options: Any) -> None:
+def manager_command(verbose: bool, **options: Any) -> None:
     """Run only a candidate for ReplicaManager and SuperWatchDog. Several may run; one leads.
 
     \b
@@ -95,12 +93,10 @@ def manager_command(host: str | None, lease_ttl_s: float, verbose: bool, cluster
     """
     from etcdreplica.daemon.manager import Manager
     from etcdreplica.daemon.service import serve
-    from etcdreplica.daemon.settings import NodeSettings
     from etcdreplica.store import Store
 
     _log(verbose)
-    given: dict[str, Any] = {"cluster": cluster, "etcd": etcd_options(**options), "lease_ttl_s": lease_ttl_s}
-    settings = NodeSettings(**(given | ({"host": host} if host else {})))
+    settings = node_settings(**options)
 
     async def run() -> None:
         async with Store(settings.etcd, settings.cluster) as store:
@@ -162,10 +158,8 @@ def _be_guarded() -> None:
 
 def _manager_environment(options: dict[str, Any]) -> dict[str, str]:
     """Tell a manager child by environment what this command was told by options."""
-    names = ("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host")
+    names = ("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host", "timing")
     given = {f"ETCDREPLICA_{name.upper()}": options[name] for name in names if options.get(name)}
-    return {
-        **given,
-        "ETCDREPLICA_LEASE_TTL": str(options["lease_ttl_s"]),
-        "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1"),
-    }
+    if options.get("lease_ttl_s") is not None:
+        given["ETCDREPLICA_LEASE_TTL"] = str(options["lease_ttl_s"])
+    return {**given, "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1")}

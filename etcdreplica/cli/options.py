@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from attrs import evolve
 
+from etcdreplica.core.timing import PRESETS, preset
 from etcdreplica.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -47,6 +48,24 @@ _CONNECTION = (
         help="User of etcd; the password comes from $ETCDREPLICA_ETCD_PASSWORD.",
     ),
 )
+_TIMING = (
+    click.option(
+        "--timing",
+        envvar="ETCDREPLICA_TIMING",
+        type=click.Choice(list(PRESETS)),
+        default="safe",
+        show_default=True,
+        help="How soon a host that is cut off counts as lost: after 5 s, 2 s (quiet network and disks) or 15 s (crowded "
+        "hosts). [$ETCDREPLICA_TIMING]",
+    ),
+    click.option(
+        "--lease-ttl",
+        "lease_ttl_s",
+        envvar="ETCDREPLICA_LEASE_TTL",
+        type=float,
+        help="That time in seconds. [default: as --timing says]",
+    ),
+)
 _HOST = (
     click.option("--host", envvar="ETCDREPLICA_HOST", help="Name of this host. [default: its host name]"),
     click.option("--address", envvar="ETCDREPLICA_ADDRESS", help="Where other hosts reach it. [default: its host name]"),
@@ -65,15 +84,6 @@ _HOST = (
     ),
     click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this host; may be repeated."),
     click.option("--capacity", type=int, default=100, show_default=True, help="How many replicas it may hold."),
-    click.option(
-        "--lease-ttl",
-        "lease_ttl_s",
-        envvar="ETCDREPLICA_LEASE_TTL",
-        type=float,
-        default=5.0,
-        show_default=True,
-        help="Seconds after which a host that is cut off counts as lost.",
-    ),
 )
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
@@ -96,7 +106,12 @@ def connection_options(function: F) -> F:
 
 def host_options(function: F) -> F:
     """Add the options of a host's daemon, the connection included."""
-    return _all((*_CONNECTION, *_HOST))(function)
+    return _all((*_CONNECTION, *_HOST, *_TIMING))(function)
+
+
+def manager_options(function: F) -> F:
+    """Add the options of a candidate for ReplicaManager, the connection included."""
+    return _all((*_CONNECTION, _HOST[0], *_TIMING))(function)
 
 
 def etcd_options(
@@ -115,19 +130,21 @@ def etcd_options(
     )
 
 
-def node_settings(labels: tuple[str, ...], **options: Any) -> NodeSettings:
-    """Build them from a command's parameters. Raises ConfigurationError or UsageError."""
+def node_settings(labels: tuple[str, ...] = (), **options: Any) -> NodeSettings:
+    """Build them from the parameters that the command has. Raises ConfigurationError or UsageError."""
     from etcdreplica.daemon.settings import NodeSettings
 
+    timing = preset(options["timing"], options["lease_ttl_s"])
     pairs = [label.partition("=") for label in labels]
     for key, sign, _ in pairs:
         if not key or not sign:
             raise click.BadParameter(f"write it KEY=VALUE, not {key!r}", param_hint="--label")
-    given = ("host", "address", "state_dir", "socket_path", "capacity", "lease_ttl_s", "cluster")
+    given = ("host", "address", "state_dir", "socket_path", "capacity", "cluster")
     return NodeSettings(
-        etcd=etcd_options(**options),
+        etcd=evolve(etcd_options(**options), timeout_s=timing.timeout_s),
+        timing=timing,
         labels={key: value for key, _, value in pairs},
-        **{name: options[name] for name in given if options[name] is not None},
+        **{name: options[name] for name in given if options.get(name) is not None},
     )
 
 

@@ -91,6 +91,10 @@ class Guard(asyncio.Protocol):
         """Have a process that somebody else started killed at its deadline too, and what carries its mark."""
         self._send("watch", ward=ward, pid=pid, started=started, mark=mark)
 
+    def backstop(self, after_s: float) -> None:
+        """Have the kernel kill the guardian itself when it has not acted so long after a deadline."""
+        self._send("backstop", after=after_s)
+
     def until(self, deadlines: Mapping[str, float]) -> None:
         """Move deadlines."""
         if deadlines:

@@ -5,29 +5,30 @@ from __future__ import annotations
 import asyncio
 
 from etcdreplica.clock import Clock
-from etcdreplica.daemon.settings import FENCE_MARGIN_S, KERNEL_MARGIN_S
+from etcdreplica.core.timing import Timing
 from etcdreplica.store import Lease
 
 
 class Hold:
     """The two leases. `own` is None until one was granted."""
 
-    def __init__(self, host: Lease, clock: Clock) -> None:
+    def __init__(self, host: Lease, timing: Timing, clock: Clock) -> None:
         self.own: Lease | None = None
         self._host = host
+        self._timing = timing
         self._clock = clock
 
     @property
     def until(self) -> float | None:
         """When the kernel must have ended the process, unless a lease is renewed before. None while there is no lease."""
-        return None if self.own is None else min(self.own.deadline, self._host.deadline) - KERNEL_MARGIN_S
+        return None if self.own is None else min(self.own.deadline, self._host.deadline) - self._timing.kernel_margin_s
 
     @property
     def left(self) -> float:
         """Seconds until the WatchDog must have begun to end the process."""
         if any(lease.lost.done() for lease in self._leases):
             return 0.0
-        return min(lease.deadline for lease in self._leases) - FENCE_MARGIN_S - self._clock()
+        return min(lease.deadline for lease in self._leases) - self._timing.fence_margin_s - self._clock()
 
     async def ended(self) -> None:
         """Return when nothing is left."""

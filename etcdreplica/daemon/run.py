@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from typing import Any
@@ -18,17 +19,17 @@ from typing import Any
 from attrs import evolve
 
 from etcdreplica.app.kernel import Slot
-from etcdreplica.app.protocol import INCARNATION_ENV, SOCKET_ENV, Message
+from etcdreplica.app.protocol import INCARNATION_ENV, MARK_ENV, SOCKET_ENV, Message
 from etcdreplica.core.hang import pulse_interval_s
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import WardView
 from etcdreplica.daemon.hold import Hold
 from etcdreplica.daemon.memo import Memo
+from etcdreplica.daemon.probes import Prober, shell_runner
 from etcdreplica.daemon.process import ReplicaProcess, check_program
 from etcdreplica.daemon.publisher import Publisher, insist
 from etcdreplica.daemon.report import report, withdrawal
-from etcdreplica.daemon.settings import KERNEL_MARGIN_S
 from etcdreplica.daemon.vitals import Vitals
 from etcdreplica.errors import CorruptValueError, ProtocolError, RefusedError, StoreError
 from etcdreplica.model import Failure, FailureKind, Placement, Program, Registration, Replica, ReplicaState, Succession
@@ -51,7 +52,7 @@ class Run:
         self.placement = placement
         self.process: ReplicaProcess | None = None
         self._context = context
-        self._hold = Hold(context.lease, context.clock)
+        self._hold = Hold(context.lease, context.settings.timing, context.clock)
         self._revision = revision  # of the placement, and so of the assignment
         self._candidate = candidate
         self._connection: AppConnection | None = None
@@ -67,6 +68,7 @@ class Run:
         self._hung = ""
         self._evidence = ""
         self._vitals = Vitals()
+        self._prober: Prober | None = None
         self._spawning: asyncio.Task[ReplicaProcess] | None = None
         self._is_hung = asyncio.Event()
         self._stop = asyncio.Event()
@@ -90,7 +92,7 @@ class Run:
         if memo.replica is not None:
             run._publisher.replica = memo.replica
         if memo.lease is not None:
-            deadline = context.lease.deadline if ward.until is None else ward.until + KERNEL_MARGIN_S
+            deadline = context.lease.deadline if ward.until is None else ward.until + context.settings.timing.kernel_margin_s
             run._hold.own = context.store.leases.resume(memo.lease, memo.ttl_s, deadline)
         if ward.pid is not None:
             run.process = ReplicaProcess(context.guard, ward)
@@ -233,12 +235,15 @@ class Run:
             self._started_at = body_at
             if self._publisher.replica.state in (ReplicaState.STARTING, ReplicaState.READY):
                 self._publisher.show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
+                self._probe()
         elif kind == "page":
             assert self._connection is not None
             self._vitals.attach(self._connection.pid, message)
         elif kind == "notice":
             if self.process is not None and self._connection is not None and self._vitals.page is not None:
                 self.process.expect_notice(self._connection.pid, self._vitals.page)
+        elif kind == "health":
+            self._vitals.health = int(message["bad"]), str(message["reason"])[:1000]
         elif kind == "advertise":
             self._publisher.show(endpoint=str(message["endpoint"])[:1024])
         elif kind == "leaving":
@@ -251,6 +256,14 @@ class Run:
             self._done.set()
         else:
             raise ProtocolError(f"unknown message {kind!r}")
+
+    def _probe(self) -> None:
+        """Ask the probes from now on."""
+        if self._prober is None and self._registration is not None and self._registration.probes:
+            program = self._program(self._registration)
+            environment = {**program.env, MARK_ENV: os.environ[MARK_ENV]}  # what a probe leaves behind ends with us
+            self._prober = Prober(self._registration.probes, shell_runner(program.cwd, environment), self.hang)
+            self._prober.start()
 
     def _show_progress(self, at: float) -> None:
         if at > 0 and abs(at - self._progress_shown_at) >= PROGRESS_SHOWN_S:
@@ -307,6 +320,8 @@ class Run:
     async def _abandon(self) -> None:
         """The session is over, and etcd is to learn of the end from the lease."""
         self._publisher.stop()
+        if self._prober is not None:
+            self._prober.stop()
         if self._ending is not None:
             self._ending.cancel()
         if self._spawning is not None:
@@ -316,8 +331,10 @@ class Run:
             await self.process.kill()
 
     async def _start(self, registration: Registration) -> None:
-        if self.process is not None:
-            return  # taken over
+        if self.process is not None:  # taken over
+            if self._publisher.replica.state is ReplicaState.RUNNING:
+                self._probe()
+            return
         if self._publisher.replica.state is ReplicaState.STANDBY:
             self._publisher.show(state=ReplicaState.STARTING)
         candidate, self._candidate = self._candidate, None
@@ -423,6 +440,8 @@ class Run:
     async def _finish(self, kind: FailureKind, reason: str) -> None:
         """See that it is dead, report the end and call the successor in one transaction, then give the lease up."""
         self._publisher.stop()  # nothing may show the replica again
+        if self._prober is not None:
+            self._prober.stop()
         if self.process is not None and not self._completed:
             await self.process.kill()
         quiet = self._completed or self._given_up

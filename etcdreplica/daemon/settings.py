@@ -10,14 +10,10 @@ from pathlib import Path
 from attrs import Factory, field, frozen
 
 from etcdreplica.app.protocol import default_socket
+from etcdreplica.core.timing import Timing
 from etcdreplica.errors import ConfigurationError
 from etcdreplica.store import EtcdOptions
 from etcdreplica.words import check_name
-
-MIN_TTL_S = 2.0  # etcd grants no shorter lease with its default election timings
-MAX_TTL_S = 600.0
-FENCE_MARGIN_S = 0.5  # a WatchDog begins to kill this long before its lease could end
-KERNEL_MARGIN_S = 0.3  # the guardian, or a timer of the kernel, kills this long before
 
 
 def default_state_directory() -> Path:
@@ -29,7 +25,7 @@ def default_state_directory() -> Path:
 
 @frozen
 class NodeSettings:
-    """One host of one cluster. `lease_ttl_s` bounds how long a lost host goes unnoticed."""
+    """One host of one cluster."""
 
     host: str = field(factory=lambda: socket.gethostname().partition(".")[0])
     cluster: str = "default"
@@ -39,22 +35,21 @@ class NodeSettings:
     address: str = field(factory=socket.gethostname)
     labels: Mapping[str, str] = Factory(dict)
     capacity: int = 100
-    lease_ttl_s: float = 5.0
+    timing: Timing = Factory(Timing)
 
     def __attrs_post_init__(self) -> None:
         check_name("host name", self.host)
         check_name("cluster name", self.cluster)
         if self.capacity < 1:
             raise ConfigurationError(f"bad capacity {self.capacity}: a host must hold at least 1 replica")
-        if not MIN_TTL_S <= self.lease_ttl_s <= MAX_TTL_S:
+        if not 0 < self.etcd.timeout_s <= self.timing.timeout_s:
             raise ConfigurationError(
-                f"bad lease TTL {self.lease_ttl_s:g} s: etcd grants no lease under {MIN_TTL_S:g} s, and one over "
-                f"{MAX_TTL_S:g} s would leave a lost host unnoticed for too long"
-            )
-        if not 0 < self.etcd.timeout_s <= self.lease_ttl_s / 2:
-            raise ConfigurationError(
-                f"an etcd call may take {self.etcd.timeout_s:g} s, more than half the lease TTL of {self.lease_ttl_s:g} s: "
-                "a lease must outlive a failed call"
+                f"an etcd call may take {self.etcd.timeout_s:g} s, but the timing was made for {self.timing.timeout_s:g} s"
             )
         if len(os.fsencode(self.socket_path)) > 107:
             raise ConfigurationError(f"the socket path {self.socket_path} is over 107 bytes, which Linux does not allow")
+
+    @property
+    def lease_ttl_s(self) -> float:
+        """How long a lost host may go unnoticed."""
+        return self.timing.lease_ttl_s

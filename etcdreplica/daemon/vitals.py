@@ -12,10 +12,12 @@ from etcdreplica.app.kernel import Slot
 from etcdreplica.app.protocol import Message
 from etcdreplica.app.stacks import STACKS_NAME
 from etcdreplica.core.hang import Silence
+from etcdreplica.core.probing import call_verdict
 from etcdreplica.daemon.status_page import StatusPage, open_memory
 from etcdreplica.errors import ProtocolError
 from etcdreplica.guardian.tree import start_time
-from etcdreplica.model import Registration
+from etcdreplica.model import Probe, Registration
+from etcdreplica.words import PROBE_CALL
 
 EVIDENCE_LIMIT = 8192  # characters; it stands in etcd
 STACKS_S = 0.2  # a signal handler writes its stacks within this, or not at all
@@ -32,9 +34,12 @@ class Vitals:
 
     def __init__(self) -> None:
         self.page: StatusPage | None = None
+        self.health = 0, ""  # bad answers of the `health` function in a row, and the last one's reason
         self._pid = 0
         self._stacks: tuple[int, int] | None = None  # its descriptor of the memory, and the signal that fills it
         self._silences = {slot: Silence() for slot in _WORDS}
+        self._answers = Silence()
+        self._first_answer = 0.0
         self._waiting_since: float | None = None
 
     def attach(self, pid: int, message: Message) -> None:
@@ -54,7 +59,16 @@ class Vitals:
         for slot, silence in self._silences.items():
             if silence.observe(self.page.read(slot), at) > limit > 0:
                 return f"{_WORDS[slot]} for {limit:g} s"
-        return ""
+        probe = next((probe for probe in registration.probes if probe.target == PROBE_CALL), None)
+        return self._health_verdict(probe, self.page.read(Slot.HEALTH), at) if probe else ""
+
+    def _health_verdict(self, probe: Probe, answered: float, at: float) -> str:
+        silent_s = self._answers.observe(answered, at)
+        self._first_answer = self._first_answer or answered
+        if answered == self._first_answer:
+            silent_s -= probe.grace_s
+        bad, reason = self.health
+        return call_verdict(probe, bad=bad, reason=reason, silent_s=silent_s)
 
     async def evidence(self, main: int) -> str:
         """Return what each thread is doing: as the kernel sees it, and, of Python, its stack."""

@@ -30,7 +30,7 @@ from etcdreplica.daemon.process import KILL_AGAIN_S
 from etcdreplica.daemon.publisher import insist
 from etcdreplica.daemon.registry import register, unregister
 from etcdreplica.daemon.run import Run
-from etcdreplica.daemon.settings import KERNEL_MARGIN_S, NodeSettings
+from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
 from etcdreplica.guardian.tree import Tree
@@ -74,6 +74,8 @@ class WatchDog:
         self._store.leases.on_confirm = self._on_confirm
         ticking = asyncio.create_task(self._tick())
         try:
+            timing = self.settings.timing
+            self.guard.backstop(timing.kernel_margin_s - timing.guardian_margin_s)
             await self._end_predecessor()
             lease = await self._resume_session()
             await self._server.start()
@@ -106,7 +108,7 @@ class WatchDog:
         if self._context is None:
             return
         deadlines = {app: run.until for app, run in self._runs.items() if run.until is not None}
-        self.guard.until({**deadlines, SESSION: self._context.lease.deadline - KERNEL_MARGIN_S})
+        self.guard.until({**deadlines, SESSION: self._context.lease.deadline - self.settings.timing.kernel_margin_s})
         for run in self._runs.values():
             run.renewed()
 
@@ -278,7 +280,7 @@ class WatchDog:
                 self._state.record_session(self.guard.name, lease.id)
                 self._begin_session(session, lease)
                 memo = SessionMemo(session, lease.id, lease.ttl_s)
-                self.guard.keep(SESSION, memo, lease.deadline - KERNEL_MARGIN_S)
+                self.guard.keep(SESSION, memo, lease.deadline - self.settings.timing.kernel_margin_s)
                 return lease
 
     def _begin_session(self, session: int, lease: Lease) -> HostContext:
@@ -299,7 +301,7 @@ class WatchDog:
             await asyncio.gather(*(self._end_ward(ward) for ward in wards.values()))
             self.guard.release(SESSION)
             return None
-        lease = self._store.leases.resume(memo.lease, memo.ttl_s, kept.until + KERNEL_MARGIN_S)
+        lease = self._store.leases.resume(memo.lease, memo.ttl_s, kept.until + self.settings.timing.kernel_margin_s)
         context = self._begin_session(memo.session, lease)
         for ward in wards.values():
             replica = msgspec.convert(ward.memo, Memo)

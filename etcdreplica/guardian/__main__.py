@@ -2,7 +2,7 @@
 
 The WatchDog finds one end of a socket in $ETCDREPLICA_GUARDIAN and speaks frames of `app.protocol` on it. First it is told
 every ward there is, then `ready`. It sends: keep (remember this), spawn, watch (a process that somebody else started), until
-(new deadlines), release (forget the process, and the ward if no memo is given). It is told: spawned, refused, exited.
+(new deadlines), backstop, release (forget the process, and the ward if no memo is given). It is told: spawned, refused, exited.
 
 SIGTERM and SIGINT end the WatchDog in order, and the guardian after it. SIGHUP replaces the WatchDog by a new one, as after
 an upgrade: nothing it watches notices.
@@ -30,7 +30,7 @@ from etcdreplica.guardian.wards import Ward
 if TYPE_CHECKING:
     from typing import Any
 
-BACKSTOP_S = 0.2  # the kernel kills a guardian that has not acted on a deadline for this long
+BACKSTOP_S = 0.2  # the kernel kills a guardian that has not acted on a deadline for this long, unless it is told another
 SWEEP_S = 0.005
 LITTER_ROUNDS = 200
 RESTART_S = (0.0, 0.0, 0.2, 0.5, 1.0, 2.0)  # after so many WatchDogs that did not live for STEADY_S
@@ -62,6 +62,7 @@ class Guardian:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
         self._backstop = Deadline()
+        self._backstop_s = BACKSTOP_S
         self._spent: list[Tree] = []  # what is left of wards that were released
 
     def run(self) -> int:
@@ -93,6 +94,7 @@ class Guardian:
     def _lost_watchdog(self, now: float) -> None:
         code = os.waitstatus_to_exitcode(self._watchdog.status or 0)
         self._hang_up()
+        Tree(self._watchdog.mark, 0, None).kill()  # it may have left a probe behind
         self._watchdog = Ward(WATCHDOG)
         if code in FINAL or self._ending:
             self._code = max(0, code)
@@ -158,6 +160,9 @@ class Guardian:
             for name, until in message["wards"].items():
                 if name in self._wards and not self._wards[name].condemned:
                     self._wards[name].until = float(until)
+            return
+        if kind == "backstop":
+            self._backstop_s = float(message["after"])
             return
         ward = self._wards.get(message["ward"]) or Ward(message["ward"])
         if kind == "keep":
@@ -255,7 +260,7 @@ class Guardian:
             if ward.condemned and not ward.swept and ward.tree is not None:
                 ward.tree.kill()
                 ward.swept = not ward.tree.alive()
-        self._backstop.arm(min((at + BACKSTOP_S for at in self._deadlines()), default=None))
+        self._backstop.arm(min((at + self._backstop_s for at in self._deadlines()), default=None))
 
     def _deadlines(self) -> list[float]:
         return [w.until for w in self._wards.values() if w.until is not None and not w.condemned and w.pid is not None]

@@ -19,12 +19,12 @@ from typing import Any
 from aetcd.rpc import rpc_pb2 as rpc
 
 from etcdreplica.clock import Clock, boottime
+from etcdreplica.core.timing import Timing
 from etcdreplica.errors import StoreError, StoreUnavailableError
 from etcdreplica.store.channel import EtcdChannel
 
 log = logging.getLogger(__name__)
 
-RENEWALS_PER_TTL = 3
 RECONNECT_S = 0.1
 
 
@@ -36,7 +36,7 @@ class Lease:
         self.ttl_s = ttl_s
         self.deadline = sent_at + ttl_s
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.renew_at = sent_at + ttl_s / RENEWALS_PER_TTL
+        self.renew_at = sent_at + ttl_s / Timing.renewals_per_ttl
         self.sent: deque[float] = deque()
 
     def lose(self, reason: str) -> None:
@@ -131,7 +131,7 @@ class LeaseKeeper:
                     raise StoreUnavailableError("a renewal was not answered in time: try another endpoint while there is time")
                 sent_at = self._clock()
                 lease.sent.append(sent_at)
-                lease.renew_at = sent_at + lease.ttl_s / RENEWALS_PER_TTL
+                lease.renew_at = sent_at + lease.ttl_s / Timing.renewals_per_ttl
                 yield rpc.LeaseKeepAliveRequest(ID=lease.id)
             first = False
             await self._wait_until(min((lease.renew_at for lease in self._leases.values()), default=None))

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,15 @@ def body(replica: Replica) -> tuple[Role, int]:
         ({"overrides": {"a": {"cwd": "/"}}}, "overrides takes etcdreplica.Override"),
         ({"overrides": {"a/b": Override()}}, "bad host name 'a/b'"),
         ({"labels": "zone=x"}, "labels"),
+        ({"probes": "tcp:80"}, "probes must be a list, not the text 'tcp:80'"),
+        ({"probes": ["tcp:0"]}, "bad probe 'tcp:0'"),
+        ({"probes": ["call"]}, 'a probe "call" needs a function'),
+        ({"probes": ["call", "call"], "health": int}, 'only one probe "call"'),
+        ({"probes": [80]}, "a probe is a text or an etcdreplica.Probe, not 80"),
+        ({"health": 7}, "health must be a function, not 7"),
+        ({"health": asyncio.sleep}, "health must be an ordinary function, not the async"),
+        ({"health": functools.partial(asyncio.sleep, 1)}, "health must be an ordinary function, not the async"),
+        ({"health": body}, "health is called without arguments"),
         ({"labels": {"zone": 1}}, "labels"),
     ],
 )
@@ -73,6 +83,12 @@ def test_bad_option_is_refused_at_decoration(options: dict[str, Any], message: s
     """A mistake shows where it is made, not when the application starts, and not as somebody else's error."""
     with pytest.raises(UsageError, match=message):
         protected(**options)(body)
+
+
+@pytest.mark.parametrize("health", [dict, time.time, [].clear, functools.partial(max, 1, 2), lambda x=1: x])
+def test_health_may_be_whatever_can_be_called(health: Callable[..., object]) -> None:
+    """Functions, methods, types and builtins, as long as they ask for nothing."""
+    protected(health=health)(body)
 
 
 def test_unknown_option_is_a_type_error() -> None:

@@ -14,6 +14,7 @@ from etcdreplica.words import (
     Style,
     check_degree,
     check_name,
+    check_probe,
     check_stop_timeout,
     parse_keep,
     parse_style,
@@ -104,3 +105,38 @@ def test_misuse_is_one_branch_of_the_errors() -> None:
     """A UsageError is ours and a ValueError."""
     assert issubclass(UsageError, EtcdReplicaError)
     assert issubclass(UsageError, ValueError)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["call", "tcp:1", "tcp:65535", "tcp:db:5432", "tcp:[::1]:80", "http://x", "https://x:1/y?z", "exec:true", "exec:a\nb"],
+)
+def test_good_probes(target: str) -> None:
+    """The four kinds."""
+    assert check_probe(target) == target
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        "tcp:",
+        "tcp:0",
+        "tcp:65536",
+        "tcp:x",
+        "tcp:x:",
+        "tcp:a b:1",
+        "http:x",
+        "ftp://x",
+        "http://",
+        "exec:",
+        "exec: ",
+        "Call",
+        None,
+        80,
+    ],
+)
+def test_bad_probes(target: object) -> None:
+    """Everything else is refused, and the message says what is allowed."""
+    with pytest.raises(UsageError, match=r"bad probe .*: use tcp:PORT"):
+        check_probe(target)
