@@ -72,7 +72,7 @@ class Manager:
 
     async def _lead(self, view: ClusterView, manager: ReplicaManager, lease: Lease) -> None:
         leadership = await Election(self._store, SUPER_WATCHDOG, self._me).campaign(lease)
-        watchdog = SuperWatchDog(self._store, leadership, view, self._clock, self._me.host)
+        watchdog = SuperWatchDog(self._store, leadership, view, self._clock, self._me.host, self._ttl_s)
         async with asyncio.TaskGroup() as roles:
             roles.create_task(manager.run())
             roles.create_task(watchdog.run())

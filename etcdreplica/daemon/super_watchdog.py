@@ -1,6 +1,7 @@
 """The SuperWatchDog: turns the loss of a host into one failure for each replica that was placed there.
 
-It does not decide what follows: each application is handled by the ReplicaManager as its own style and degree say.
+It does not decide what follows: each application is handled by the ReplicaManager as its own style and degree say. When
+most hosts vanish at once it waits before it believes it (`core.brake`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from etcdreplica.clock import Clock
-from etcdreplica.core.planner import lost_seats
+from etcdreplica.core.brake import Brake, absent_hosts, lost_seats
 from etcdreplica.core.view import ClusterView
 from etcdreplica.errors import StoreError
 from etcdreplica.model import Failure, FailureKind
@@ -27,7 +29,9 @@ BATCH = 64  # failures in one transaction; etcd allows 128 operations
 class SuperWatchDog:
     """Reports lost hosts for one term of office. `touch` says which applications, or whose hosts, may have changed."""
 
-    def __init__(self, store: Store, leadership: Leadership, view: ClusterView, clock: Clock, me: str) -> None:
+    def __init__(
+        self, store: Store, leadership: Leadership, view: ClusterView, clock: Clock, me: str, lease_ttl_s: float
+    ) -> None:
         self._store = store
         self._leadership = leadership
         self._view = view
@@ -36,6 +40,7 @@ class SuperWatchDog:
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._reported: dict[str, set[int]] = {}
+        self._brake = Brake(lease_ttl_s)
 
     def touch(self, apps: Iterable[str]) -> None:
         """Look at these applications soon."""
@@ -45,14 +50,44 @@ class SuperWatchDog:
     async def run(self) -> None:
         """Report until cancelled."""
         while True:
-            await self._wake.wait()
+            await self._until_due()
             self._wake.clear()
+            lost = await self._lost_hosts()
             dirty, self._dirty = self._dirty, set()
-            puts = [put for name in sorted(dirty) for put in self._failures(name)]
+            puts = [put for name in sorted(dirty) for put in self._failures(name, lost)]
             for start in range(0, len(puts), BATCH):
                 await self._write(puts[start : start + BATCH])
 
-    def _failures(self, name: str) -> Iterable[Put]:
+    async def _until_due(self) -> None:
+        until = self._brake.until
+        try:
+            async with asyncio.timeout(None if until is None else max(0.0, until - self._clock())):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _lost_hosts(self) -> AbstractSet[str]:
+        """Return the absent hosts that may be reported."""
+        brake, was_held = self._brake, self._brake.until is not None
+        lost = brake.look(self._view.hosts.keys(), absent_hosts(self._view), self._clock())
+        if brake.until is None:
+            return lost
+        if not was_held:
+            log.warning("brake: most hosts vanished at once; waiting %g s for %s", brake.ttl_s, ", ".join(brake.held))
+        elif self._clock() >= brake.until:
+            try:
+                hosts = await self._store.list(Kind.HOSTS)
+            except StoreError as error:
+                log.warning("brake: cannot read the hosts again yet: %s", error)
+                await asyncio.sleep(RETRY_S)
+                return lost
+            # what the view has learned of while that was read is looked at the next time
+            lost = brake.release({entry.key.names[0] for entry in hosts.entries}, self._clock())
+            log.warning("brake: still gone after the wait: %s", ", ".join(sorted(lost)) or "no host")
+            self.touch(self._view.apps)
+        return lost
+
+    def _failures(self, name: str, lost: AbstractSet[str]) -> Iterable[Put]:
         app = self._view.apps.get(name)
         if app is None or app.assignment is None:
             self._reported.pop(name, None)
@@ -60,10 +95,10 @@ class SuperWatchDog:
         reported = self._reported.setdefault(name, set())
         reported &= {seat.incarnation for seat in app.assignment.seats}
         for seat, role in lost_seats(app, self._view):
-            if seat.incarnation in reported:
+            back = seat.host in self._view.hosts
+            if seat.incarnation in reported or not (back or seat.host in lost):
                 continue
             reported.add(seat.incarnation)
-            back = seat.host in self._view.hosts
             failure = Failure(
                 host=seat.host,
                 incarnation=seat.incarnation,

@@ -196,7 +196,10 @@ class LocalCluster:
         return host, pid
 
     def wait_ready(self, app: str, *, after_epoch: int = 0, timeout: float = 30.0) -> int:
-        """Wait until the application has a running primary and its whole degree, all ready; return its epoch."""
+        """Wait until the application has a running primary and its whole degree, all ready; return its epoch.
+
+        A successor is waited for as well, unless the primary would be started again on its own host.
+        """
 
         def is_ready(view: ClusterView) -> bool:
             known = view.apps.get(app)
@@ -209,7 +212,8 @@ class LocalCluster:
             primary = replicas[0]
             if primary is None or primary.state is not ReplicaState.RUNNING or primary.epoch != assignment.epoch:
                 return False
-            return len(replicas) == 1 or (assignment.successor is not None and primary.successor == assignment.successor)
+            expected = len(replicas) > 1 and known.registration is not None and not known.registration.restarts_here
+            return primary.successor == assignment.successor and (assignment.successor is not None or not expected)
 
         self.wait_until(is_ready, f"{app} to be ready", timeout)
         found = self.view.apps[app].assignment

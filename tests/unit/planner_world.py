@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from etcdreplica.core.planner import HISTORY_KEPT, Decision, Memory, Plan, PlannerSettings, decide, lost_seats
+from etcdreplica.core.brake import lost_seats
+from etcdreplica.core.planner import HISTORY_KEPT, Decision, Memory, Plan, PlannerSettings, decide
 from etcdreplica.core.restarts import RestartPolicy, restart_delay_s
 from etcdreplica.core.view import AppView, ClusterView
 from etcdreplica.model import (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from etcdreplica.core.planner import Decision, lost_seats
+from etcdreplica.core.brake import lost_seats
+from etcdreplica.core.planner import Decision
 from etcdreplica.model import AssignmentState, FailureKind
 from etcdreplica.words import Role
 from tests.unit.planner_world import APP, SETTINGS, World, crash, delay_s, placed
