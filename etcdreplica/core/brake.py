@@ -61,12 +61,12 @@ class Brake:
         """Take what is seen now, and return the absent hosts that may be reported as lost."""
         self._vanished = {host: at for host, at in self._vanished.items() if now - at < self.ttl_s}
         self._vanished.update(dict.fromkeys(absent - self._absent, now))
-        self._absent, self._lost = absent, self._lost & absent
+        self._absent, self._lost = frozenset(absent), self._lost & absent
         known = present | self._vanished.keys()
         if self.until is None and len(self._vanished) >= max(FEWEST, len(known) // 2 + 1) and self.held:
             self.until = now + self.ttl_s
         if self.until is None:
-            self._lost = absent
+            self._lost = self._absent
         return self._lost
 
     def release(self, present: AbstractSet[str], now: float) -> AbstractSet[str]:

@@ -11,7 +11,7 @@ import logging
 import os
 
 from etcdreplica.clock import Clock, boottime
-from etcdreplica.core.planner import PlannerSettings
+from etcdreplica.core.plan import PlannerSettings
 from etcdreplica.core.view import ClusterView
 from etcdreplica.daemon.replica_manager import ReplicaManager
 from etcdreplica.daemon.super_watchdog import SuperWatchDog

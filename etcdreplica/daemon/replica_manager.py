@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from attrs import evolve
 
 from etcdreplica.clock import Clock
-from etcdreplica.core.planner import HISTORY_KEPT, Memory, Plan, PlannerSettings, decide
+from etcdreplica.core.plan import HISTORY_KEPT, Memory, Plan, PlannerSettings
+from etcdreplica.core.planner import decide
 from etcdreplica.core.view import AppView, ClusterView
 from etcdreplica.errors import StoreError
 from etcdreplica.model import Assignment
