@@ -5,7 +5,7 @@ come back by themselves, and until then everything would be moved to the few tha
 hosts vanish within one TTL, the rest of them is not reported before another TTL has passed and the hosts were read again.
 Nothing moves until a loss is reported, and a WatchDog that lost its lease has ended its replicas without being told.
 
-Hosts that nothing is placed on do not count: those that left in order have handed their seats over.
+Hosts that nothing ran on do not count: those that left in order have handed their seats over.
 """
 
 from __future__ import annotations
@@ -31,15 +31,38 @@ def lost_seats(app: AppView, cluster: ClusterView) -> Iterator[tuple[Seat, Role]
             yield seat, Role.PRIMARY if app.assignment and seat == app.assignment.primary else Role.BACKUP
 
 
-def absent_hosts(cluster: ClusterView) -> set[str]:
-    """Hosts that are not there although something is placed on them that did not end before they went."""
-    found = set()
-    for app in cluster.apps.values():
-        for seat in app.assignment.seats if app.assignment else ():
-            failure = app.failures.get(seat.incarnation)
-            if seat.host not in cluster.hosts and (failure is None or failure.kind is FailureKind.HOST):
-                found.add(seat.host)
-    return found
+@define
+class Occupancy:
+    """Which seats have been in use, as far as one SuperWatchDog has seen; those on hosts that were absent at first, too.
+
+    A host that leaves in order may be given a seat between its last handover and the end of its lease. Nothing ever ran
+    there, so it is no sign of a loss.
+    """
+
+    _used: dict[str, dict[int, bool]] = Factory(dict)  # by application, then by incarnation
+    _gone: dict[str, set[str]] = Factory(dict)  # by application, where there are any
+
+    def look(self, name: str, cluster: ClusterView) -> None:
+        """Take what is seen of an application now."""
+        app, before = cluster.apps.get(name), self._used.pop(name, {})
+        used: dict[int, bool] = {}
+        gone: set[str] = set()
+        for seat in app.assignment.seats if app and app.assignment else ():
+            assert app is not None
+            is_gone, failure = seat.host not in cluster.hosts, app.failures.get(seat.incarnation)
+            used[seat.incarnation] = app.replica(seat) is not None or before.get(seat.incarnation, is_gone)
+            if is_gone and used[seat.incarnation] and (failure is None or failure.kind is FailureKind.HOST):
+                gone.add(seat.host)
+        self._gone.pop(name, None)
+        if used:
+            self._used[name] = used
+        if gone:
+            self._gone[name] = gone
+
+    @property
+    def absent(self) -> set[str]:
+        """Hosts that are gone although something ran there that did not end before they went."""
+        return set[str]().union(*self._gone.values())
 
 
 @define
@@ -57,8 +80,8 @@ class Brake:
         """Absent hosts that are not to be reported yet."""
         return sorted(self._absent - self._lost)
 
-    def look(self, present: AbstractSet[str], absent: AbstractSet[str], now: float) -> AbstractSet[str]:
-        """Take what is seen now, and return the absent hosts that may be reported as lost."""
+    def look(self, present: AbstractSet[str], absent: AbstractSet[str], now: float) -> None:
+        """Take what is seen now."""
         self._vanished = {host: at for host, at in self._vanished.items() if now - at < self.ttl_s}
         self._vanished.update(dict.fromkeys(absent - self._absent, now))
         self._absent, self._lost = frozenset(absent), self._lost & absent
@@ -67,11 +90,9 @@ class Brake:
             self.until = now + self.ttl_s
         if self.until is None:
             self._lost = self._absent
-        return self._lost
 
-    def release(self, present: AbstractSet[str], now: float) -> AbstractSet[str]:
-        """End the wait: `present` was just read from etcd. Return the hosts that are lost after all."""
+    def release(self, present: AbstractSet[str], now: float) -> None:
+        """End the wait: `present` was just read from etcd, so whatever is not in it is lost after all."""
         self._lost = self._lost | (self._absent - present)
         self._vanished = {}
         self.until = now + AGAIN_S if self.held else None
-        return self._lost

@@ -53,7 +53,7 @@ def carried_over(count: int, now: float) -> dict[int, float]:
 
 def within_window(times: Mapping[int, float], now: float, window_s: float) -> dict[int, float]:
     """Return the failures, by incarnation, that happened less than `window_s` ago."""
-    return {incarnation: at for incarnation, at in times.items() if now - at < window_s}
+    return {incarnation: at for incarnation, at in times.items() if now < at + window_s}
 
 
 def with_failure(times: Mapping[int, float], incarnation: int, now: float, most: int) -> dict[int, float]:

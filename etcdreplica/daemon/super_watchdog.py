@@ -10,10 +10,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
 
 from etcdreplica.clock import Clock
-from etcdreplica.core.brake import Brake, absent_hosts, lost_seats
+from etcdreplica.core.brake import Brake, Occupancy, lost_seats
 from etcdreplica.core.view import ClusterView
 from etcdreplica.errors import StoreError
 from etcdreplica.model import Failure, FailureKind
@@ -41,6 +40,7 @@ class SuperWatchDog:
         self._wake = asyncio.Event()
         self._reported: dict[str, set[int]] = {}
         self._brake = Brake(lease_ttl_s)
+        self._occupancy = Occupancy()
 
     def touch(self, apps: Iterable[str]) -> None:
         """Look at these applications soon."""
@@ -52,9 +52,11 @@ class SuperWatchDog:
         while True:
             await self._until_due()
             self._wake.clear()
-            lost = await self._lost_hosts()
+            if self._brake.until is not None and self._clock() >= self._brake.until:
+                await self._read_hosts_again()
             dirty, self._dirty = self._dirty, set()
-            puts = [put for name in sorted(dirty) for put in self._failures(name, lost)]
+            self._look(dirty)
+            puts = [put for name in sorted(dirty) for put in self._failures(name)]
             for start in range(0, len(puts), BATCH):
                 await self._write(puts[start : start + BATCH])
 
@@ -66,37 +68,40 @@ class SuperWatchDog:
         except TimeoutError:
             return
 
-    async def _lost_hosts(self) -> AbstractSet[str]:
-        """Return the absent hosts that may be reported."""
+    def _look(self, dirty: Iterable[str]) -> None:
+        """Find out which hosts are not to be reported yet."""
         brake, was_held = self._brake, self._brake.until is not None
-        lost = brake.look(self._view.hosts.keys(), absent_hosts(self._view), self._clock())
-        if brake.until is None:
-            return lost
-        if not was_held:
+        for name in dirty:
+            self._occupancy.look(name, self._view)
+        brake.look(self._view.hosts.keys(), self._occupancy.absent, self._clock())
+        if brake.until is not None and not was_held:
             log.warning("brake: most hosts vanished at once; waiting %g s for %s", brake.ttl_s, ", ".join(brake.held))
-        elif self._clock() >= brake.until:
-            try:
-                hosts = await self._store.list(Kind.HOSTS)
-            except StoreError as error:
-                log.warning("brake: cannot read the hosts again yet: %s", error)
-                await asyncio.sleep(RETRY_S)
-                return lost
-            # what the view has learned of while that was read is looked at the next time
-            lost = brake.release({entry.key.names[0] for entry in hosts.entries}, self._clock())
-            log.warning("brake: still gone after the wait: %s", ", ".join(sorted(lost)) or "no host")
-            self.touch(self._view.apps)
-        return lost
 
-    def _failures(self, name: str, lost: AbstractSet[str]) -> Iterable[Put]:
+    async def _read_hosts_again(self) -> None:
+        """After the wait: what is not in etcd now is lost."""
+        try:
+            hosts = await self._store.list(Kind.HOSTS)
+        except StoreError as error:
+            log.warning("brake: cannot read the hosts again yet: %s", error)
+            await asyncio.sleep(RETRY_S)
+            return
+        before = self._brake.held
+        self._brake.release({entry.key.names[0] for entry in hosts.entries}, self._clock())
+        lost = [host for host in before if host not in self._brake.held]
+        log.warning("brake: still gone after the wait: %s", ", ".join(lost) or "no host")
+        self._dirty.update(self._view.apps)
+
+    def _failures(self, name: str) -> Iterable[Put]:
         app = self._view.apps.get(name)
         if app is None or app.assignment is None:
             self._reported.pop(name, None)
             return
         reported = self._reported.setdefault(name, set())
         reported &= {seat.incarnation for seat in app.assignment.seats}
+        held = self._brake.held
         for seat, role in lost_seats(app, self._view):
             back = seat.host in self._view.hosts
-            if seat.incarnation in reported or not (back or seat.host in lost):
+            if seat.incarnation in reported or (not back and seat.host in held):
                 continue
             reported.add(seat.incarnation)
             failure = Failure(

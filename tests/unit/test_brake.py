@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from attrs import define
 
-from etcdreplica.core.brake import AGAIN_S, Brake, absent_hosts
+from etcdreplica.core.brake import AGAIN_S, Brake, Occupancy, lost_seats
 from etcdreplica.model import FailureKind
-from tests.unit.planner_world import APP, placed
+from tests.unit.planner_world import APP, World, placed
 
 TTL_S = 5.0
 
@@ -36,7 +36,8 @@ class Fleet:
     def look(self, after_s: float = 0.0) -> set[str]:
         """Look once more."""
         self.now += after_s
-        return set(self.brake.look(self.up, self.absent, self.now))
+        self.brake.look(self.up, self.absent, self.now)
+        return self.absent - set(self.brake.held)
 
     def vacate(self, hosts: str) -> set[str]:
         """Have the seats of lost hosts given to others."""
@@ -45,7 +46,8 @@ class Fleet:
 
     def release(self) -> set[str]:
         """Read the hosts again."""
-        return set(self.brake.release(self.up, self.now))
+        self.brake.release(self.up, self.now)
+        return self.absent - set(self.brake.held)
 
 
 def fleet(hosts: str) -> Fleet:
@@ -142,7 +144,7 @@ def test_what_etcd_knows_better_is_held_on() -> None:
     many = fleet("abc")
     many.lose("ab")
     many.look(TTL_S)
-    assert many.brake.release({"a", "c"}, many.now) == {"b"}
+    many.brake.release({"a", "c"}, many.now)
     assert (many.brake.held, many.brake.until) == (["a"], many.now + AGAIN_S)
     many.come_back("a")
     assert many.release() == {"b"}
@@ -158,24 +160,73 @@ def test_first_look_of_a_new_manager() -> None:
     assert one.look() == {"a"}
 
 
+def absent(occupancy: Occupancy, world: World) -> set[str]:
+    """Look once more, and return the absent hosts."""
+    occupancy.look(APP, world.view)
+    return occupancy.absent
+
+
 def test_absent_hosts_are_those_with_seats() -> None:
     """A host that nothing is placed on may go as it likes."""
-    world = placed("a", "b", "c")
+    world, occupancy = placed("a", "b", "c"), Occupancy()
+    assert absent(occupancy, world) == set()
     world.lose("c")
-    assert absent_hosts(world.view) == set()
+    assert absent(occupancy, world) == set()
     world.lose("a")
-    assert absent_hosts(world.view) == {"a"}
+    assert absent(occupancy, world) == {"a"}
+
+
+def test_hosts_absent_at_first_count() -> None:
+    """A SuperWatchDog that was just elected cannot know what ran there."""
+    world = placed("a", "b")
+    world.lose("a")
+    assert absent(Occupancy(), world) == {"a"}
+
+
+def test_a_seat_that_was_never_used_does_not_count() -> None:
+    """It was given to a host that was on its way out."""
+    world, occupancy = placed("a", "b"), Occupancy()
+    world.fail("b", FailureKind.HANDOVER)
+    absent(occupancy, world)
+    world.run()
+    assert world.backups() == ["b"]
+    absent(occupancy, world)
+    world.lose("b")
+    assert absent(occupancy, world) == set()
+    assert [seat.host for seat, _ in lost_seats(world.app(), world.view)] == ["b"]
+
+
+def test_what_is_removed_is_forgotten() -> None:
+    """Nothing is kept of an application that is gone."""
+    world, occupancy = placed("a", "b"), Occupancy()
+    absent(occupancy, world)
+    world.lose("a")
+    assert absent(occupancy, world) == {"a"}
+    world.view.clear()
+    assert absent(occupancy, world) == set()
+    assert occupancy == Occupancy()
+
+
+def test_a_replica_whose_lease_ended_first_was_there() -> None:
+    """The leases of a host's replicas and its own end in any order."""
+    world, occupancy = placed("a", "b"), Occupancy()
+    absent(occupancy, world)
+    world.commit(("replicas", (APP, "b"), None))
+    absent(occupancy, world)
+    world.lose("b")
+    assert absent(occupancy, world) == {"b"}
 
 
 def test_host_that_handed_over_is_not_absent() -> None:
     """Its copies ended before it went; a loss that is reported already still counts."""
     world = placed("a", "b", "c")
+    occupancy = Occupancy()
     world.fail("a", FailureKind.HANDOVER)
     world.lose("a")
-    assert absent_hosts(world.view) == set()
+    assert absent(occupancy, world) == set()
     world.lose("b")
     world.report_losses()
-    assert absent_hosts(world.view) == {"b"}
+    assert absent(occupancy, world) == {"b"}
 
 
 def test_nothing_moves_before_the_loss_is_reported() -> None:
