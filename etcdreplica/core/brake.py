@@ -50,7 +50,7 @@ class Occupancy:
         for seat in app.assignment.seats if app and app.assignment else ():
             assert app is not None
             is_gone, failure = seat.host not in cluster.hosts, app.failures.get(seat.incarnation)
-            used[seat.incarnation] = app.replica(seat) is not None or before.get(seat.incarnation, is_gone)
+            used[seat.incarnation] = app.replica(seat) is not None or before.get(seat.incarnation, is_gone and not before)
             if is_gone and used[seat.incarnation] and (failure is None or failure.kind is FailureKind.HOST):
                 gone.add(seat.host)
         self._gone.pop(name, None)
