@@ -110,6 +110,7 @@ class _Step:
     def _begin(self) -> Assignment:
         old, revision = self.app.assignment, self.app.registration_revision
         if old is None:
+            self.memory.clear()
             first = self.cluster.revision  # above any number an earlier application of this name has used
             return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING)
         if old.state in ENDED:  # registered once more
