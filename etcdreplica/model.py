@@ -130,8 +130,8 @@ class Registration:
     it and becomes the first primary, if it is still there. A copy without a sign of life for `hang_timeout_s` is hung (0:
     never); one that has not reached the protected call within `start_timeout_s` has failed to start.
 
-    A failed primary is started again on its own host `restarts_here` times in a row before another host takes over. After
-    `max_restarts` failures (0: never) within `restart_window_s` the application is parked as failed.
+    A failed primary is started again on its own host `restarts_here` times in a row before another host takes over. With
+    more than `max_restarts` failures of its primaries (0: never) within `restart_window_s` the application is parked.
     """
 
     name: str = field()
@@ -231,6 +231,9 @@ class Assignment:
     strikes: int = 0
     refusals: Mapping[str, str] = Factory(dict)
     changed_wall: float = field(default=0.0, eq=False)
+    recent: int = 0  # failures of its primaries within the window when the last one was counted; 0 after a quiet window
+    here: int = 0  # how often in a row its primary was started again on its own host
+    again: Seat | None = None  # a primary that failed, and is to be started again on its host after the wait
 
     @property
     def seats(self) -> tuple[Seat, ...]:

@@ -22,6 +22,8 @@ COMMANDS = {
     "list": "show",
     "status": "show",
     "describe": "show",
+    "pause": "pause",
+    "resume": "pause",
     "remove": "remove",
     "demo": "demo",
     "bench": "bench",

@@ -31,8 +31,8 @@ def remove_command(no_wait: bool, timeout: float, missing_ok: bool, names: tuple
     async def remove(store: Store) -> list[str]:
         missing = []
         for name in names:
-            key = Key(Kind.REGISTRATIONS, (name,))
-            if not (await store.commit(Txn((Exists(key),), (Delete(key),)))).succeeded:
+            key, pause = Key(Kind.REGISTRATIONS, (name,)), Key(Kind.PAUSES, ("app", name))
+            if not (await store.commit(Txn((Exists(key),), (Delete(key), Delete(pause))))).succeeded:
                 missing.append(name)
         if not no_wait:
             await _wait_gone(store, [name for name in names if name not in missing], timeout)

@@ -35,6 +35,10 @@ def list_command(output: str, **options: Any) -> None:
         [[a["name"], a["style"], a["degree"], _state(a), a["primary"]] for a in picture["applications"]],
         empty="no application is registered",
     )
+    _tell_pause(picture["pause"])
+    for app in picture["applications"]:
+        if app["pause"] or app["state"] == "failed":
+            _tell_reasons(app)
 
 
 @click.command("status", short_help="Show applications, replicas, hosts and leaders.")
@@ -66,12 +70,12 @@ def status_command(output: str, names: tuple[str, ...], **options: Any) -> None:
         empty="no application",
     )
     for app in applications:
-        if app["reason"]:
-            click.echo(f"{app['name']}: {app['reason']}")
+        _tell_reasons(app)
         for host, error in app["refusals"].items():
             click.echo(f"{app['name']}: {host} cannot run it: {error}")
         for error in app["corrupt"]:
             click.echo(f"{app['name']}: {error}; left alone until it is mended or deleted with etcdctl")
+    _tell_pause(picture["pause"])
     if not names:
         click.echo()
         hosts = [[h["name"], h["address"], h["replicas"], h["capacity"], h["labels"], h["version"]] for h in picture["hosts"]]
@@ -105,8 +109,13 @@ def describe_command(output: str, name: str, **options: Any) -> None:
     if output == "json":
         click.echo(json.dumps(app, indent=2))
         return
-    for key in ("name", "style", "degree", "state", "degraded", "reason", "epoch", "primary", "successor", "hosts", "labels"):
+    for key in ("name", "style", "degree", "state", "degraded", "paused", "reason", "epoch"):
         click.echo(f"{key + ':':<12}{app[key]}")
+    for key in ("primary", "successor", "hosts", "labels"):
+        click.echo(f"{key + ':':<12}{app[key]}")
+    for pause in (app["pause"], picture["pause"]):
+        if pause:
+            click.echo(f"{'pause:':<12}{_pause_text(pause)}")
     click.echo(f"{'program:':<12}{' '.join(app['program']['argv'])}  (in {app['program']['cwd']})")
     keys = ["host", "role", "state", "epoch", "pid", "endpoint"]
     _table(keys, [[replica.get(key) for key in keys] for replica in app["replicas"]], empty="no replica")
@@ -118,7 +127,8 @@ def describe_command(output: str, name: str, **options: Any) -> None:
         )
 
 
-async def _picture(store: Store) -> dict[str, Any]:
+async def read_view(store: Store) -> tuple[ClusterView, dict[str, str]]:
+    """Read the whole cluster, and by role the host that leads."""
     from etcdreplica.core.view import ClusterView
     from etcdreplica.store import Corrupt, Kind
 
@@ -133,11 +143,17 @@ async def _picture(store: Store) -> dict[str, Any]:
                 oldest[role], leaders[role] = entry.create_revision, entry.value.host
         value, error = (None, entry.value.error) if corrupt else (entry.value, "")
         view.apply(entry.key.kind, entry.key.names, value, entry.mod_revision, entry.create_revision, error)
+    return view, leaders
+
+
+async def _picture(store: Store) -> dict[str, Any]:
+    view, leaders = await read_view(store)
     hosts = [{"name": n, **_plain(h.host), "replicas": view.seats[n]} for n, h in sorted(view.hosts.items())]
     return {
         "applications": [_application(view, app) for _, app in sorted(view.apps.items())],
         "hosts": hosts,
         "leaders": leaders,
+        "pause": _plain(view.pause) if view.pause else None,
     }
 
 
@@ -145,6 +161,7 @@ def _application(view: ClusterView, app: AppView) -> dict[str, Any]:
     registration, assignment = app.registration, app.assignment
     program = _plain(registration.program) if registration else {"argv": [], "cwd": ""}
     program.pop("env", None)  # it may hold secrets
+    paused = bool(app.pause or view.pause or (assignment and assignment.paused))
     return {
         "name": app.name,
         "style": registration.style if registration else None,
@@ -154,22 +171,25 @@ def _application(view: ClusterView, app: AppView) -> dict[str, Any]:
         "program": program,
         "state": "corrupt" if app.corrupt else assignment.state if assignment else "pending",
         "degraded": assignment.degraded if assignment else False,
-        "reason": assignment.reason if assignment else "waiting for a ReplicaManager",
+        "paused": paused,
+        "pause": _plain(app.pause) if app.pause else None,
+        "reason": assignment.reason if assignment else f"waiting for {'the end of a pause' if paused else 'a ReplicaManager'}",
         "refusals": dict(assignment.refusals) if assignment else {},
         "corrupt": list(app.corrupt.values()),
         "epoch": assignment.epoch if assignment else None,
         "primary": assignment.primary.host if assignment and assignment.primary else None,
         "successor": assignment.successor if assignment else None,
-        "replicas": _replicas(app),
+        "replicas": _replicas(view, app),
     }
 
 
-def _replicas(app: AppView) -> list[dict[str, Any]]:
+def _replicas(view: ClusterView, app: AppView) -> list[dict[str, Any]]:
     found = []
     for seat in app.assignment.seats if app.assignment else ():
         replica = app.replica(seat)
         role = "primary" if app.assignment and seat == app.assignment.primary else "backup"
-        shown = _plain(replica) if replica else {"state": "awaited", "epoch": None, "pid": None, "endpoint": None}
+        state = "awaited" if seat.host in view.hosts else "host down"
+        shown = _plain(replica) if replica else {"state": state, "epoch": None, "pid": None, "endpoint": None}
         found.append({**shown, "host": seat.host, "role": role})
     return found
 
@@ -191,7 +211,26 @@ def _plain(record: Any) -> dict[str, Any]:
 
 
 def _state(app: dict[str, Any]) -> str:
-    return f"{app['state']}, degraded" if app["degraded"] else str(app["state"])
+    return ", ".join([app["state"], *(word for word in ("degraded", "paused") if app[word])])
+
+
+def _tell_reasons(app: dict[str, Any]) -> None:
+    if app["reason"]:
+        click.echo(f"{app['name']}: {app['reason']}")
+    if app["state"] == "failed":
+        click.echo(f"{app['name']}: parked until 'etcdreplica resume {app['name']}'")
+    if app["pause"]:
+        click.echo(f"{app['name']}: paused {_pause_text(app['pause'])}")
+
+
+def _tell_pause(pause: dict[str, Any] | None) -> None:
+    if pause:
+        click.echo(f"the whole cluster is paused {_pause_text(pause)}")
+
+
+def _pause_text(pause: dict[str, Any]) -> str:
+    since = f" since {_time(pause['wall'])}" if pause["wall"] else ""
+    return f"by {pause['by']}{since}" + (f": {pause['reason']}" if pause["reason"] else "")
 
 
 def _time(wall: float) -> str:

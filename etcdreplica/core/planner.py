@@ -9,61 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attrs import Factory, define, evolve, field, frozen
+from attrs import Factory, define, evolve, field
 
 from etcdreplica.core.lifecycle import PROMOTABLE
-from etcdreplica.core.restarts import RestartPolicy, restart_delay_s, strikes_after
+from etcdreplica.core.plan import Decision, Memory, Plan, PlannerSettings
+from etcdreplica.core.restarts import (
+    FAULTS,
+    RESTARTED_HERE,
+    carried_over,
+    restart_delay_s,
+    strikes_after,
+    with_failure,
+    within_window,
+)
 from etcdreplica.core.view import AppView, ClusterView
 from etcdreplica.model import Assignment, AssignmentState, Event, Failure, FailureKind, Registration, ReplicaState, Seat
 from etcdreplica.words import MAX_DEGREE, Role
 
 ZONE = "zone"  # the host label by which replicas are spread
-HISTORY_KEPT = 20
 EVENTS_AT_ONCE = 10  # etcd takes 128 operations in one transaction
 DERIVED = "placements/"  # corrupt values there are written anew from the assignment
-
-
-@frozen
-class PlannerSettings:
-    """Seconds throughout."""
-
-    restart: RestartPolicy = Factory(RestartPolicy)
-    start_grace_s: float = 15.0  # a host that is up shows a replica it was given within this
-    refusal_retry_s: float = 30.0  # a host that refused the program is asked again after this
-    failed_host_s: float = 60.0  # a host where the application just failed is chosen last
-
-
-@define
-class Memory:
-    """What one manager remembers of one application."""
-
-    missing_since: dict[int, float] = Factory(dict)
-    refused_at: dict[str, float] = Factory(dict)
-    failed_at: dict[str, float] = Factory(dict)
-    running_since: tuple[int, float] | None = None
-    primary_hold_until: float | None = None
-    backup_hold_until: float | None = None
-
-    def clear(self) -> None:
-        """Begin anew, as for an application that was registered once more."""
-        self.__init__()  # type: ignore[misc]
-
-
-@frozen
-class Plan:
-    """What to write, in one transaction. `assignment` None means to delete what is left of the application."""
-
-    assignment: Assignment | None
-    consumed: tuple[int, ...] = ()  # incarnations whose failure records are dealt with
-    events: tuple[Event, ...] = ()
-
-
-@frozen
-class Decision:
-    """`plan` None: nothing to write now. `wake_at`: ask again then, even if nothing has changed."""
-
-    plan: Plan | None = None
-    wake_at: float | None = None
+ENDED = (AssignmentState.COMPLETED, AssignmentState.FAILED)  # until the application is registered once more
 
 
 def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, settings: PlannerSettings) -> Decision:
@@ -73,23 +39,26 @@ def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, setti
         return Decision()  # nobody can tell what is right until somebody mends the value
     if registration is None or (old and old.state is AssignmentState.REMOVING):
         return _remove(app)
+    step = _Step(app, registration, cluster, memory, now, settings)
+    if app.pause or cluster.pause:
+        return step.hold_still()
     unchanged = old is not None and old.registration_revision == app.registration_revision
-    if old and old.state is AssignmentState.COMPLETED and (unchanged or app.replicas):  # first let its last copies end
-        return Decision(Plan(old, tuple(app.failures)) if app.failures else None)
-    return _Step(app, registration, cluster, memory, now, settings).decide()
+    if old and old.state in ENDED and (unchanged or app.replicas):  # first let its last copies end
+        return Decision(Plan(evolve(old, paused=False), tuple(app.failures)) if app.failures or old.paused else None)
+    return step.decide()
 
 
 def _remove(app: AppView) -> Decision:
     old = app.assignment
     if old is None:
-        return Decision(Plan(None) if app.failures else None)
+        return Decision(Plan(None) if app.failures or app.pause else None)
     if old.state is not AssignmentState.REMOVING:
         return Decision(Plan(_vacated(old, AssignmentState.REMOVING, "being removed"), tuple(app.failures)))
     return Decision(Plan(None) if not app.replicas else None)
 
 
 def _vacated(assignment: Assignment, state: AssignmentState, reason: str) -> Assignment:
-    return evolve(assignment, state=state, reason=reason, primary=None, backups=(), successor=None, degraded=False)
+    return evolve(assignment, state=state, reason=reason, primary=None, backups=(), successor=None, degraded=False, again=None)
 
 
 @define
@@ -109,10 +78,12 @@ class _Step:
 
     def decide(self) -> Decision:
         self.draft = self._begin()
+        self._forget_old_failures()
         self._take_succession()
         self._take_done()
         if not self.done:
             self._take_failures()
+        if not self.done:
             self._promote()
             self._fill()
             self._choose_successor()
@@ -121,15 +92,44 @@ class _Step:
             return Decision(wake_at=self.wake_at)
         return Decision(Plan(self.draft, tuple(self.app.failures), self._events()), self.wake_at)
 
+    def hold_still(self) -> Decision:
+        """Under a pause, write down what has happened already and nothing else: who took over, and that nobody will."""
+        old = self.app.assignment
+        if old is None:
+            return Decision()
+        self.draft = old
+        self._take_succession()
+        if self.draft != old and old.primary and (failure := self.app.failures.get(old.primary.incarnation)):
+            self._count(failure, primary=True)
+            self.failures.append(failure)
+        self.draft = evolve(self.draft, paused=True, successor=None)
+        if self.draft == old:
+            return Decision()
+        return Decision(Plan(self.draft, tuple(failure.incarnation for failure in self.failures), self._events()))
+
     def _begin(self) -> Assignment:
         old, revision = self.app.assignment, self.app.registration_revision
         if old is None:
+            self.memory.clear()
             first = self.cluster.revision  # above any number an earlier application of this name has used
             return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING)
-        if old.state is AssignmentState.COMPLETED:  # registered once more
+        if old.state in ENDED:  # registered once more
             self.memory.clear()
             return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING)
-        return evolve(old, registration_revision=revision)
+        return evolve(old, registration_revision=revision, paused=False)
+
+    def _recent(self) -> dict[int, float]:
+        """Failures of primaries within the window; what an earlier manager counted begins with the first look."""
+        known = carried_over(self.draft.recent, self.now) if self.memory.recent is None else self.memory.recent
+        self.memory.recent = within_window(known, self.now, self.registration.restart_window_s)
+        return self.memory.recent
+
+    def _forget_old_failures(self) -> None:
+        """After a quiet window nothing counts any more; written, so that a later manager does not count it again."""
+        if recent := self._recent():
+            self._wake(max(recent.values()) + self.registration.restart_window_s)
+        elif self.draft.recent:
+            self.draft = evolve(self.draft, recent=0, here=0)
 
     def _take_succession(self) -> None:
         """A successor that its primary's WatchDog has called is the primary already."""
@@ -140,7 +140,7 @@ class _Step:
         seat = next((s for s in draft.backups if s.host == draft.successor), None)
         if seat and died == draft.primary.incarnation:
             backups = tuple(s for s in draft.backups if s != seat)
-            self.draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups, successor=None)
+            self.draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups, successor=None, here=0)
 
     def _take_done(self) -> None:
         """A body that returned on any seat completes the application everywhere."""
@@ -162,12 +162,16 @@ class _Step:
             was_primary = old.primary is not None and old.primary.incarnation == failure.incarnation
             self._empty(failure)
             self._count(failure, primary=was_primary or failure.role is Role.PRIMARY)
+        self._park()
 
     def _empty(self, failure: Failure) -> None:
         draft = self.draft
-        primary = None if draft.primary and draft.primary.incarnation == failure.incarnation else draft.primary
-        backups = tuple(seat for seat in draft.backups if seat.incarnation != failure.incarnation)
-        self.draft = evolve(draft, primary=primary, backups=backups)
+        if draft.primary and draft.primary.incarnation == failure.incarnation:
+            here = failure.kind in RESTARTED_HERE and draft.here < self.registration.restarts_here
+            self.draft = evolve(draft, primary=None, again=draft.primary if here else None)
+        else:
+            backups = tuple(seat for seat in draft.backups if seat.incarnation != failure.incarnation)
+            self.draft = evolve(draft, backups=backups)
 
     def _count(self, failure: Failure, *, primary: bool) -> None:
         memory, policy = self.memory, self.settings.restart
@@ -175,7 +179,7 @@ class _Step:
             memory.refused_at[failure.host] = self.now
             self.draft = evolve(self.draft, refusals={**self.draft.refusals, failure.host: failure.reason})
             return
-        if failure.kind not in (FailureKind.EXIT, FailureKind.RETURNED, FailureKind.LOST):
+        if failure.kind not in FAULTS:
             return
         memory.failed_at[failure.host] = self.now
         strikes = strikes_after(self.draft.strikes, failure.uptime_s, policy)
@@ -183,7 +187,23 @@ class _Step:
         hold = self.now + restart_delay_s(strikes, self.app.name, policy)
         if primary:
             memory.primary_hold_until = hold
+            self._count_in_window(failure)
         memory.backup_hold_until = hold
+
+    def _count_in_window(self, failure: Failure) -> None:
+        """Only primaries count here: a host that cannot run a backup must not cost the primary that works."""
+        most = self.registration.max_restarts + 1
+        recent = self.memory.recent = with_failure(self._recent(), failure.incarnation, self.now, most)
+        self.draft = evolve(self.draft, recent=len(recent))
+
+    def _park(self) -> None:
+        """Give up an application that has failed too often, until a person resumes it."""
+        most, window_s = self.registration.max_restarts, self.registration.restart_window_s
+        counted = [failure for failure in self.failures if failure.incarnation in self._recent()]
+        if most and counted and len(self._recent()) > most:
+            reason = f"failed {len(self._recent())} times within {window_s:g} s, at last: {counted[-1].reason}"
+            self.draft = _vacated(self.draft, AssignmentState.FAILED, reason)
+            self.done = True
 
     def _lost(self) -> Iterator[Failure]:
         """Seats that their host, although it is up, has not shown for too long."""
@@ -215,24 +235,29 @@ class _Step:
         return self.now >= settled_at
 
     def _promote(self) -> None:
-        if self.draft.primary is not None:
+        if self.draft.primary is not None or self._held(primary=True):
             return
-        if self._held(primary=True):
-            return
-        draft = self.draft
-        alive = [seat for seat in draft.backups if self._is_up(seat)]
+        again = self.draft.again
+        here = again is not None and self._is_up(again) and self._allowed(again.host)
+        seat = self._seat_on(again.host) if again and here else self._next_primary()
+        draft = evolve(self.draft, again=None, here=self.draft.here + 1 if here else 0)
+        if seat is not None:
+            backups = tuple(backup for backup in draft.backups if backup != seat)
+            draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups)
+        self.draft = draft
+
+    def _next_primary(self) -> Seat | None:
+        alive = [seat for seat in self.draft.backups if self._is_up(seat)]
         ready = [seat for seat in alive if self._promotable(seat)]
-        if chosen := (ready or alive):
-            backups = tuple(seat for seat in draft.backups if seat != chosen[0])
-            self.draft = evolve(draft, epoch=draft.epoch + 1, primary=chosen[0], backups=backups)
-        elif seat := self._new_seat():
-            self.draft = evolve(self.draft, epoch=draft.epoch + 1, primary=seat)
+        chosen = ready or alive
+        return chosen[0] if chosen else self._new_seat()
 
     def _fill(self) -> None:
         """Restore the degree, and give back what is above it."""
         if self.draft.primary is not None:
             self.draft = evolve(self.draft, backups=self.draft.backups[: self.registration.degree - 1])
-        while len(self.draft.seats) < self.registration.degree and not self._held(primary=False):
+        wanted = self.registration.degree - (1 if self.draft.again else 0)
+        while len(self.draft.seats) < wanted and not self._held(primary=False):
             seat = self._new_seat()
             if seat is None:
                 return
@@ -251,7 +276,7 @@ class _Step:
 
     def _new_seat(self) -> Seat | None:
         """The least loaded host that may run it, other zones first, hosts where it just failed last."""
-        taken = {seat.host for seat in self.draft.seats}
+        taken = {seat.host for seat in (*self.draft.seats, *((self.draft.again,) if self.draft.again else ()))}
         hosts = self.cluster.hosts
         zones = {hosts[h].host.labels.get(ZONE) for h in taken if h in hosts} - {None}
 
@@ -264,15 +289,15 @@ class _Step:
             return (not origin, failed, host.labels.get(ZONE) in zones, load, name)
 
         free = [name for name in hosts if name not in taken and self._allowed(name)]
-        if not free:
-            return None
-        name = min(free, key=rank)
+        return self._seat_on(min(free, key=rank)) if free else None
+
+    def _seat_on(self, name: str) -> Seat:
         self.draft = evolve(
             self.draft,
             incarnation=self.draft.incarnation + 1,
             refusals={h: e for h, e in self.draft.refusals.items() if h != name},
         )
-        return Seat(name, hosts[name].session, self.draft.incarnation)
+        return Seat(name, self.cluster.hosts[name].session, self.draft.incarnation)
 
     def _allowed(self, name: str) -> bool:
         host = self.cluster.hosts[name].host
@@ -280,7 +305,8 @@ class _Step:
             return False
         if any(host.labels.get(k) != v for k, v in self.registration.labels.items()):
             return False
-        if self.cluster.seats[name] >= host.capacity:
+        own = sum(seat.host == name for seat in self.app.assignment.seats) if self.app.assignment else 0
+        if self.cluster.seats[name] - own >= host.capacity:  # a seat of its own there is being given up
             return False
         if name not in self.draft.refusals:
             return True
@@ -291,9 +317,13 @@ class _Step:
         return True
 
     def _choose_successor(self) -> None:
-        """The first backup that can take over at once, unless the next failure has to wait anyway."""
-        draft, policy = self.draft, self.settings.restart
+        """The first backup that can take over at once, unless the next failure has to wait, stay on its host or be the last."""
+        draft, policy, registration, recent = self.draft, self.settings.restart, self.registration, self._recent()
         waits = restart_delay_s(draft.strikes + 1, self.app.name, policy) > 0 and not self._is_settled()
+        waits = waits or draft.here < registration.restarts_here
+        if registration.max_restarts and len(recent) >= registration.max_restarts:
+            self._wake(min(recent.values()) + registration.restart_window_s)
+            waits = True
         able = [seat.host for seat in draft.backups if self._is_up(seat) and self._promotable(seat)]
         self.draft = evolve(draft, successor=able[0] if able and draft.primary and not waits else None)
 
@@ -319,9 +349,11 @@ class _Step:
 
     def _events(self) -> tuple[Event, ...]:
         primary = self.draft.primary.host if self.draft.primary else None
-        old = self.app.assignment
-        before = old.primary.host if old and old.primary else None
-        action = f"{primary} promoted" if primary and primary != before else self.draft.reason or "replaced"
+        before = self.app.assignment.primary if self.app.assignment else None
+        if primary is None or self.draft.primary == before:
+            action = self.draft.reason or "replaced"
+        else:
+            action = f"started again on {primary}" if before and primary == before.host else f"{primary} promoted"
         return tuple(Event(f, self.draft.epoch, primary, action, f.wall) for f in self.failures[:EVENTS_AT_ONCE])
 
     def _is_up(self, seat: Seat) -> bool:
@@ -334,11 +366,3 @@ class _Step:
 
     def _wake(self, at: float) -> None:
         self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
-
-
-def lost_seats(app: AppView, cluster: ClusterView) -> Iterator[tuple[Seat, Role]]:
-    """The SuperWatchDog's mind: every seat, with its role, whose host is down or has begun a new session."""
-    for seat in app.assignment.seats if app.assignment else ():
-        host = cluster.hosts.get(seat.host)
-        if (host is None or host.session != seat.session) and seat.incarnation not in app.failures:
-            yield seat, Role.PRIMARY if app.assignment and seat == app.assignment.primary else Role.BACKUP

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from etcdreplica.model import Assignment, Failure, Host, Registration, Replica, Seat
+from etcdreplica.model import Assignment, Failure, Host, Pause, Registration, Replica, Seat
 
 
 @frozen
@@ -32,6 +32,8 @@ class AppView:
     failures: dict[int, Failure] = Factory(dict)  # by incarnation
     history: set[int] = Factory(set)
     corrupt: dict[str, str] = Factory(dict)
+    pause: Pause | None = None
+    pause_revision: int = 0
 
     def replica(self, seat: Seat) -> Replica | None:
         """Return what its host reports of this very seat."""
@@ -40,7 +42,7 @@ class AppView:
 
     def is_empty(self) -> bool:
         """Whether nothing of the application is left in etcd."""
-        return not (self.registration or self.assignment or self.replicas or self.failures or self.corrupt)
+        return not (self.registration or self.assignment or self.replicas or self.failures or self.corrupt or self.pause)
 
 
 @define
@@ -51,6 +53,8 @@ class ClusterView:
     hosts: dict[str, HostView] = Factory(dict)
     apps: dict[str, AppView] = Factory(dict)
     seats: Counter[str] = Factory(Counter)  # how many seats each host has
+    pause: Pause | None = None  # of the whole cluster
+    pause_revision: int = 0
 
     def app(self, name: str) -> AppView:
         """Return the view of an application, new if need be."""
@@ -61,6 +65,7 @@ class ClusterView:
         self.hosts.clear()
         self.apps.clear()
         self.seats.clear()
+        self.pause, self.pause_revision = None, 0
 
     def apply(self, kind: str, names: tuple[str, ...], value: Any, revision: int, created: int, error: str = "") -> set[str]:
         """Take one change; `value` None deletes, `error` says that the value cannot be read. Return the apps touched."""
@@ -74,7 +79,11 @@ class ClusterView:
             return set(self.apps)
         if kind == "leaders":
             return set()
-        name = names[1] if kind in ("successions", "placements") else names[0]
+        if kind == "pauses" and names[0] == "cluster":
+            self.pause = Pause(by="somebody", reason=error) if error else value  # whoever wrote it wanted calm
+            self.pause_revision = revision if self.pause else 0
+            return set(self.apps)
+        name = names[1] if kind in ("successions", "placements", "pauses") else names[0]
         app = self.app(name)
         label = "/".join((kind, *names))
         if error:
@@ -99,6 +108,8 @@ class ClusterView:
         elif kind == "assignments":
             self.expect(app, value)
             app.assignment_revision = revision if value else 0
+        elif kind == "pauses":
+            app.pause, app.pause_revision = value, revision if value else 0
         elif kind == "history":
             (app.history.discard if value is None else app.history.add)(int(names[1]))
         else:

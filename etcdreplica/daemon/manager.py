@@ -11,7 +11,7 @@ import logging
 import os
 
 from etcdreplica.clock import Clock, boottime
-from etcdreplica.core.planner import PlannerSettings
+from etcdreplica.core.plan import PlannerSettings
 from etcdreplica.core.view import ClusterView
 from etcdreplica.daemon.replica_manager import ReplicaManager
 from etcdreplica.daemon.super_watchdog import SuperWatchDog
@@ -72,7 +72,7 @@ class Manager:
 
     async def _lead(self, view: ClusterView, manager: ReplicaManager, lease: Lease) -> None:
         leadership = await Election(self._store, SUPER_WATCHDOG, self._me).campaign(lease)
-        watchdog = SuperWatchDog(self._store, leadership, view, self._clock, self._me.host)
+        watchdog = SuperWatchDog(self._store, leadership, view, self._clock, self._me.host, self._ttl_s)
         async with asyncio.TaskGroup() as roles:
             roles.create_task(manager.run())
             roles.create_task(watchdog.run())

@@ -19,6 +19,11 @@ async def register(store: Store, registration: Registration, here: str) -> int:
     assignment: Assignment | None = assigned.value if assigned else None
     if assignment and (assignment.state is AssignmentState.REMOVING or not existing):
         raise RefusedError(f"{name} is just being removed: try again in a moment")
+    if existing and assignment and assignment.state is AssignmentState.FAILED:
+        raise RefusedError(
+            f"{name} is parked ({assignment.reason}): 'etcdreplica resume {name}' has its hosts start it again, 'etcdreplica "
+            f"remove {name}' makes room for another registration"
+        )
     if existing and (assignment is None or assignment.state is not AssignmentState.COMPLETED):
         raise RefusedError(_duplicate(registration, existing.value, assignment))
     result = await store.commit(Txn((Unchanged(key, existing.mod_revision if existing else 0),), (Put(key, registration),)))

@@ -1,7 +1,8 @@
 """The ReplicaManager: compares what is desired with what is observed, and writes the next assignment.
 
 Each write is one transaction, conditional on still being the elected manager and on the assignment it was planned from
-(and on no successor having been called meanwhile). So it never matters how stale the view was: a stale plan fails.
+(and on no successor having been called meanwhile, and on no pause having begun or ended). So it never matters how stale
+the view was: a stale plan fails.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Iterable
 from attrs import evolve
 
 from etcdreplica.clock import Clock
-from etcdreplica.core.planner import HISTORY_KEPT, Memory, Plan, PlannerSettings, decide
+from etcdreplica.core.plan import HISTORY_KEPT, Memory, Plan, PlannerSettings
+from etcdreplica.core.planner import decide
 from etcdreplica.core.view import AppView, ClusterView
 from etcdreplica.errors import StoreError
 from etcdreplica.model import Assignment
@@ -46,6 +48,7 @@ class ReplicaManager:
         self._writing: set[str] = set()
         self._written: dict[str, int] = {}  # the view must have caught up with our own write before the next plan
         self._slots = asyncio.Semaphore(WRITES_AT_ONCE)
+        self._cluster_pause = Key(Kind.PAUSES, ("cluster", store.keys.cluster))
 
     def touch(self, apps: Iterable[str]) -> None:
         """Look at these applications soon."""
@@ -97,6 +100,8 @@ class ReplicaManager:
         if old is not None and old.successor is not None:
             called = Key(Kind.SUCCESSIONS, (old.successor, app.name))
             conditions.append(Unchanged(called, app.successions.get(old.successor, (0, 0))[1]))
+        conditions.append(Unchanged(Key(Kind.PAUSES, ("app", app.name)), app.pause_revision))
+        conditions.append(Unchanged(self._cluster_pause, self._view.pause_revision))
         kept = [seat.incarnation for seat in new.seats if seat.incarnation not in app.failures] if new else []
         conditions += [Unchanged(Key(Kind.FAILURES, (app.name, str(number))), 0) for number in kept]  # none failed meanwhile
         return Txn(tuple(conditions), tuple(self._operations(app, plan, old, new)))
@@ -110,11 +115,15 @@ class ReplicaManager:
                 yield Delete(Key(Kind.PLACEMENTS, (seat.host, app.name)))
         for seat in seats.values():
             assert new is not None
+            if seat.incarnation in app.failures:
+                continue  # it has ended, and a pause keeps its seat: nothing may start it again
             yield Put(Key(Kind.PLACEMENTS, (seat.host, app.name)), new.placement(seat))
         for host in app.successions:
             yield Delete(Key(Kind.SUCCESSIONS, (host, app.name)))
         for incarnation in plan.consumed if new else app.failures:
             yield Delete(Key(Kind.FAILURES, (app.name, str(incarnation))))
+        if new is None and app.pause:
+            yield Delete(Key(Kind.PAUSES, ("app", app.name)))
         for event in plan.events:
             yield Put(Key(Kind.HISTORY, (app.name, str(event.failure.incarnation))), event)
         kept = max(0, HISTORY_KEPT - len(plan.events)) if new else 0

@@ -1,6 +1,7 @@
 """The SuperWatchDog: turns the loss of a host into one failure for each replica that was placed there.
 
-It does not decide what follows: each application is handled by the ReplicaManager as its own style and degree say.
+It does not decide what follows: each application is handled by the ReplicaManager as its own style and degree say. When
+most hosts vanish at once it waits before it believes it (`core.brake`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterable
 
 from etcdreplica.clock import Clock
-from etcdreplica.core.planner import lost_seats
+from etcdreplica.core.brake import Brake, Occupancy, lost_seats
 from etcdreplica.core.view import ClusterView
 from etcdreplica.errors import StoreError
 from etcdreplica.model import Failure, FailureKind
@@ -27,7 +28,9 @@ BATCH = 64  # failures in one transaction; etcd allows 128 operations
 class SuperWatchDog:
     """Reports lost hosts for one term of office. `touch` says which applications, or whose hosts, may have changed."""
 
-    def __init__(self, store: Store, leadership: Leadership, view: ClusterView, clock: Clock, me: str) -> None:
+    def __init__(
+        self, store: Store, leadership: Leadership, view: ClusterView, clock: Clock, me: str, lease_ttl_s: float
+    ) -> None:
         self._store = store
         self._leadership = leadership
         self._view = view
@@ -36,6 +39,8 @@ class SuperWatchDog:
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._reported: dict[str, set[int]] = {}
+        self._brake = Brake(lease_ttl_s)
+        self._occupancy = Occupancy()
 
     def touch(self, apps: Iterable[str]) -> None:
         """Look at these applications soon."""
@@ -45,12 +50,46 @@ class SuperWatchDog:
     async def run(self) -> None:
         """Report until cancelled."""
         while True:
-            await self._wake.wait()
+            await self._until_due()
             self._wake.clear()
+            if self._brake.until is not None and self._clock() >= self._brake.until:
+                await self._read_hosts_again()
             dirty, self._dirty = self._dirty, set()
+            self._look(dirty)
             puts = [put for name in sorted(dirty) for put in self._failures(name)]
             for start in range(0, len(puts), BATCH):
                 await self._write(puts[start : start + BATCH])
+
+    async def _until_due(self) -> None:
+        until = self._brake.until
+        try:
+            async with asyncio.timeout(None if until is None else max(0.0, until - self._clock())):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _look(self, dirty: Iterable[str]) -> None:
+        """Find out which hosts are not to be reported yet."""
+        brake, was_held = self._brake, self._brake.until is not None
+        for name in dirty:
+            self._occupancy.look(name, self._view)
+        brake.look(self._view.hosts.keys(), self._occupancy.absent, self._clock())
+        if brake.until is not None and not was_held:
+            log.warning("brake: most hosts vanished at once; waiting %g s for %s", brake.ttl_s, ", ".join(brake.held))
+
+    async def _read_hosts_again(self) -> None:
+        """After the wait: what is not in etcd now is lost."""
+        try:
+            hosts = await self._store.list(Kind.HOSTS)
+        except StoreError as error:
+            log.warning("brake: cannot read the hosts again yet: %s", error)
+            await asyncio.sleep(RETRY_S)
+            return
+        before = self._brake.held
+        self._brake.release({entry.key.names[0] for entry in hosts.entries}, self._clock())
+        lost = [host for host in before if host not in self._brake.held]
+        log.warning("brake: still gone after the wait: %s", ", ".join(lost) or "no host")
+        self._dirty.update(self._view.apps)
 
     def _failures(self, name: str) -> Iterable[Put]:
         app = self._view.apps.get(name)
@@ -59,11 +98,12 @@ class SuperWatchDog:
             return
         reported = self._reported.setdefault(name, set())
         reported &= {seat.incarnation for seat in app.assignment.seats}
+        held = self._brake.held
         for seat, role in lost_seats(app, self._view):
-            if seat.incarnation in reported:
+            back = seat.host in self._view.hosts
+            if seat.incarnation in reported or (not back and seat.host in held):
                 continue
             reported.add(seat.incarnation)
-            back = seat.host in self._view.hosts
             failure = Failure(
                 host=seat.host,
                 incarnation=seat.incarnation,

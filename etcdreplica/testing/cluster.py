@@ -196,7 +196,10 @@ class LocalCluster:
         return host, pid
 
     def wait_ready(self, app: str, *, after_epoch: int = 0, timeout: float = 30.0) -> int:
-        """Wait until the application has a running primary and its whole degree, all ready; return its epoch."""
+        """Wait until the application has a running primary and its whole degree, all ready; return its epoch.
+
+        A successor is waited for as well, unless the next failure would be made good on the primary's host, or park it.
+        """
 
         def is_ready(view: ClusterView) -> bool:
             known = view.apps.get(app)
@@ -209,7 +212,10 @@ class LocalCluster:
             primary = replicas[0]
             if primary is None or primary.state is not ReplicaState.RUNNING or primary.epoch != assignment.epoch:
                 return False
-            return len(replicas) == 1 or (assignment.successor is not None and primary.successor == assignment.successor)
+            if assignment.successor is None and len(replicas) > 1:
+                ladder = known.registration
+                return bool(ladder and (ladder.restarts_here or 0 < ladder.max_restarts <= assignment.recent))
+            return primary.successor == assignment.successor
 
         self.wait_until(is_ready, f"{app} to be ready", timeout)
         found = self.view.apps[app].assignment

@@ -33,7 +33,15 @@ def report(replica: Replica, at: float) -> None:
             out.sendto(json.dumps(message).encode(), options.report)
 
 
-@protected(style=options.style, degree=options.degree, name=options.name, stop_timeout=5.0, hang_timeout=options.hang_timeout)
+# it is killed again and again by those that measure, so it is never parked
+@protected(
+    style=options.style,
+    degree=options.degree,
+    name=options.name,
+    stop_timeout=5.0,
+    hang_timeout=options.hang_timeout,
+    max_restarts=0,
+)
 def main(replica: Replica) -> None:
     """Answer every connection with who this is."""
     at = boottime()

@@ -55,7 +55,7 @@ def test_list_table(cluster: LocalCluster) -> None:
 def test_status_json(cluster: LocalCluster) -> None:
     """Applications with their replicas, hosts with what they are, leaders."""
     shown = read_json(cluster, "status")
-    assert set(shown) == {"applications", "hosts", "leaders"}
+    assert set(shown) == {"applications", "hosts", "leaders", "pause"}
     assert [host["name"] for host in shown["hosts"]] == HOSTS
     by_name = {host["name"]: host for host in shown["hosts"]}
     assert (by_name["host-b"]["labels"], by_name["host-b"]["capacity"]) == ({"zone": "b"}, 7)

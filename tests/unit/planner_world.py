@@ -10,7 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from etcdreplica.core.planner import HISTORY_KEPT, Decision, Memory, Plan, PlannerSettings, decide, lost_seats
+from etcdreplica.core.brake import lost_seats
+from etcdreplica.core.plan import HISTORY_KEPT, Decision, Memory, Plan, PlannerSettings
+from etcdreplica.core.planner import decide
 from etcdreplica.core.restarts import RestartPolicy, restart_delay_s
 from etcdreplica.core.view import AppView, ClusterView
 from etcdreplica.model import (
@@ -19,6 +21,7 @@ from etcdreplica.model import (
     Failure,
     FailureKind,
     Host,
+    Pause,
     Placement,
     Program,
     Registration,
@@ -105,15 +108,36 @@ class World:
         hosts: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
         origin: str | None = None,
+        **more: Any,
     ) -> None:
-        """Write a registration."""
+        """Write a registration. By default the application is never parked."""
         program = Program(("python", "app.py"), "/srv")
-        registration = Registration(name, style, degree, program, hosts=tuple(hosts), labels=labels or {}, origin=origin)
+        more = {"max_restarts": 0, **more}
+        registration = Registration(
+            name, style, degree, program, hosts=tuple(hosts), labels=labels or {}, origin=origin, **more
+        )
         self.commit(("registrations", (name,), registration))
 
+    def resume(self, name: str = APP) -> None:
+        """End a pause and write the registration again, as `etcdreplica resume` does for what is parked."""
+        self.commit(("pauses", ("app", name), None), ("registrations", (name,), self.app(name).registration))
+
+    def pause(self, *, cluster: bool = False) -> None:
+        """Pause the application under test, or the whole cluster."""
+        names = ("cluster", "test") if cluster else ("app", APP)
+        self.commit(("pauses", names, Pause("ann@desk", "work on the roof")))
+
+    def unpause(self, *, cluster: bool = False) -> None:
+        """End it."""
+        self.commit(("pauses", ("cluster", "test") if cluster else ("app", APP), None))
+
+    def recent(self) -> int:
+        """How many failures the manager counts in the window."""
+        return len(self.memories[APP].recent or {})
+
     def unregister(self, name: str = APP) -> None:
-        """Delete a registration."""
-        self.commit(("registrations", (name,), None))
+        """Delete a registration, and with it a pause."""
+        self.commit(("registrations", (name,), None), ("pauses", ("app", name), None))
 
     def join(self, *hosts: str, capacity: int = 100, **labels: str) -> None:
         """Begin a session on each host."""
@@ -200,14 +224,16 @@ class World:
         operations: list[Operation] = [("assignments", (name,), new)]
         hosts = {seat.host for seat in new.seats} if new else set()
         operations += [("placements", (seat.host, name), None) for seat in (old.seats if old else ()) if seat.host not in hosts]
-        operations += [("placements", (seat.host, name), new.placement(seat)) for seat in (new.seats if new else ()) if new]
+        kept = [seat for seat in (new.seats if new else ()) if seat.incarnation not in app.failures]
+        operations += [("placements", (seat.host, name), new.placement(seat)) for seat in kept if new]
         operations += [("successions", (host, name), None) for host in list(app.successions)]
         operations += [("failures", (name, str(i)), None) for i in (plan.consumed if new else list(app.failures))]
         for event in plan.events:
             self.events[event.failure.incarnation] = event
             operations.append(("history", (name, str(event.failure.incarnation)), event))
-        kept = HISTORY_KEPT - len(plan.events) if new else 0
-        operations += [("history", (name, str(i)), None) for i in sorted(app.history, reverse=True)[kept:]]
+        most = HISTORY_KEPT - len(plan.events) if new else 0
+        operations += [("history", (name, str(i)), None) for i in sorted(app.history, reverse=True)[most:]]
+        operations += [("pauses", ("app", name), None)] if new is None else []
         self.commit(*operations)
 
 
@@ -216,10 +242,10 @@ def delay_s(strikes: int, name: str = APP) -> float:
     return restart_delay_s(strikes, name, SETTINGS.restart)
 
 
-def placed(*hosts: str, degree: int = 2, style: Style = Style.WARM) -> World:
+def placed(*hosts: str, degree: int = 2, style: Style = Style.WARM, **more: Any) -> World:
     """Return a world in which the application runs with its degree, its primary on the first host."""
     world = World(*hosts)
-    world.register(degree=degree, style=style, origin=hosts[0])
+    world.register(degree=degree, style=style, origin=hosts[0], **more)
     world.run()
     world.show_all()
     world.run()

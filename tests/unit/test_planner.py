@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from etcdreplica.core.planner import HISTORY_KEPT, Decision
+from etcdreplica.core.plan import HISTORY_KEPT, Decision
 from etcdreplica.model import AssignmentState, Failure, FailureKind, ReplicaState, Succession
 from etcdreplica.words import Role
 from tests.unit.planner_world import APP, SETTINGS, World, placed

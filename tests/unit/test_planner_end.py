@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from etcdreplica.core.planner import Decision
+from etcdreplica.core.plan import Decision
 from etcdreplica.model import AssignmentState, Failure, FailureKind
 from etcdreplica.words import Role, Style
 from tests.unit.planner_world import APP, SETTINGS, World, crash, placed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from etcdreplica.core.planner import Decision, lost_seats
+from etcdreplica.core.brake import lost_seats
+from etcdreplica.core.plan import Decision
 from etcdreplica.model import AssignmentState, FailureKind
 from etcdreplica.words import Role
 from tests.unit.planner_world import APP, SETTINGS, World, crash, delay_s, placed
@@ -122,9 +123,9 @@ def test_what_is_not_the_programs_fault_is_no_strike(kind: FailureKind) -> None:
     assert world.assignment().strikes == 0
 
 
-@pytest.mark.parametrize("kind", [FailureKind.EXIT, FailureKind.RETURNED, FailureKind.LOST])
+@pytest.mark.parametrize("kind", [FailureKind.EXIT, FailureKind.HANG, FailureKind.RETURNED, FailureKind.LOST])
 def test_what_is_the_programs_fault_is_a_strike(kind: FailureKind) -> None:
-    """A crash, a body that returned against its keep, and a replica that never came count."""
+    """A crash, a hang, a body that returned against its keep, and a replica that never came count."""
     world = placed("a", "b", "c")
     world.fail("a", kind)
     world.run()

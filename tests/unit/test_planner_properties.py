@@ -6,7 +6,11 @@ every step the guarantees G1 and G2 must hold, and from wherever an example ends
 
 from __future__ import annotations
 
-from attrs import define
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from attrs import define, evolve
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -62,6 +66,8 @@ class ClusterMachine(RuleBasedStateMachine):
         self.assigned_epoch = 0
         self.planned = self.acted = (0, 0)  # epoch and incarnation of the primary, as assigned and as a process
         self.degree, self.style, self.allowed = 1, Style.WARM, frozenset(HOSTS)
+        self.begun: dict[str, int] = {}  # by host: the newest incarnation that its WatchDog has begun
+        self.ladder: dict[str, Any] = {}
 
     # --- people ----------------------------------------------------------------------------------------------------
 
@@ -70,17 +76,22 @@ class ClusterMachine(RuleBasedStateMachine):
         style=st.sampled_from(Style),
         allowed=st.none() | st.sets(hosts, min_size=4),
         up=st.sets(hosts, min_size=1),
+        restarts_here=st.sampled_from([0, 0, 1, 2]),
+        max_restarts=st.sampled_from([0, 0, 1, 3]),
     )
-    def begin(self, degree: int, style: Style, allowed: set[str] | None, up: set[str]) -> None:
+    def begin(
+        self, degree: int, style: Style, allowed: set[str] | None, up: set[str], restarts_here: int, max_restarts: int
+    ) -> None:
         """Start some hosts and register."""
         self.world.join(*sorted(up))
+        self.ladder = {"restarts_here": restarts_here, "max_restarts": max_restarts}
         self.degree, self.style, self.allowed = degree, style, frozenset(allowed or HOSTS)
         self.register()
 
     def register(self) -> None:
         """Write the registration."""
         limit = sorted(self.allowed) if self.allowed != frozenset(HOSTS) else ()
-        self.world.register(degree=self.degree, style=self.style, hosts=limit, origin="a")
+        self.world.register(degree=self.degree, style=self.style, hosts=limit, origin="a", **self.ladder)
 
     def assigned(self) -> Assignment | None:
         """Return the assignment, if there is one."""
@@ -120,6 +131,25 @@ class ClusterMachine(RuleBasedStateMachine):
             self.register_again(degree)
             self.manage_until_quiet()
             self.take_placement(first)
+
+    @precondition(lambda self: (a := self.assigned()) is not None and a.state is AssignmentState.FAILED)
+    @rule()
+    def resume(self) -> None:
+        """Start a parked application again."""
+        if self.world.app().registration is not None:
+            self.world.resume()
+
+    @precondition(lambda self: APP in self.world.view.apps)
+    @rule(cluster=st.booleans())
+    def pause(self, cluster: bool) -> None:
+        """Pause the application or all."""
+        if cluster or self.world.app().registration is not None:
+            self.world.pause(cluster=cluster)
+
+    @rule(cluster=st.booleans())
+    def unpause(self, cluster: bool) -> None:
+        """End a pause."""
+        self.world.unpause(cluster=cluster)
 
     # --- hosts -----------------------------------------------------------------------------------------------------
 
@@ -166,7 +196,8 @@ class ClusterMachine(RuleBasedStateMachine):
         if placement is None or placement.session != up.session:
             self.give_up(run)
         elif run is None:
-            self.start(host, placement, revision)
+            if placement.incarnation > self.begun.get(host, 0):
+                self.start(host, placement, revision)
         elif run.placement.incarnation != placement.incarnation:
             self.give_up(run)
         elif placement.epoch >= run.placement.epoch and revision > run.revision:
@@ -186,6 +217,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     def start(self, host: str, placement: Placement, revision: int) -> None:
         """Begin a replica."""
+        self.begun[host] = placement.incarnation
         waits = self.style is Style.COLD and placement.role is Role.BACKUP
         self.runs[host] = Run(placement, revision, ReplicaState.STANDBY if waits else ReplicaState.STARTING)
         if host in self.broken:
@@ -219,12 +251,20 @@ class ClusterMachine(RuleBasedStateMachine):
             run.state = state
             self.show(host)
 
-    @rule(host=hosts, uptime_s=st.sampled_from([None, 0.1, 60.0]))
-    def crash(self, host: str, uptime_s: float | None) -> None:
+    @rule(host=hosts, uptime_s=st.sampled_from([None, 0.1, 60.0]), kind=st.sampled_from([FailureKind.EXIT, FailureKind.HANG]))
+    def crash(self, host: str, uptime_s: float | None, kind: FailureKind) -> None:
         """Kill a replica."""
         if host in self.runs:
             run = self.runs[host]
-            self.end(host, run.stopping if run.is_stopping else FailureKind.EXIT, uptime_s)
+            self.end(host, run.stopping if run.is_stopping else kind, uptime_s)
+
+    @rule(times=st.integers(1, 5), uptime_s=st.sampled_from([0.1, 60.0]))
+    def crash_loop(self, times: int, uptime_s: float) -> None:
+        """Kill primaries one after the other."""
+        for _ in range(times):
+            for host in [host for host, run in self.runs.items() if run.is_primary]:
+                self.crash(host, uptime_s, FailureKind.EXIT)
+            self._settle()
 
     @rule(host=hosts)
     def ask_to_leave(self, host: str) -> None:
@@ -283,13 +323,27 @@ class ClusterMachine(RuleBasedStateMachine):
     def manage(self) -> None:
         """Let the manager act once."""
         if APP in self.world.view.apps:
-            self.world.step()
+            with self._still_under_a_pause():
+                self.world.step()
 
     @rule()
     def manage_until_quiet(self) -> None:
         """Let the manager act until it has nothing to write."""
         if APP in self.world.view.apps:
-            self.world.run()
+            with self._still_under_a_pause():
+                self.world.run()
+
+    @contextlib.contextmanager
+    def _still_under_a_pause(self) -> Iterator[None]:
+        """Nothing may move but by a succession that has happened, a removal, or the end of what is ended."""
+        app, before = self.world.app(), self.assigned()
+        paused = (app.pause or self.world.view.pause) and app.registration and not app.successions
+        failures = dict(app.failures)
+        yield
+        after = self.assigned()
+        if paused and (before is None or before.state is not AssignmentState.REMOVING):
+            assert after == (before and evolve(before, paused=True, successor=None))
+            assert app.failures == failures
 
     @rule()
     def report_losses(self) -> None:
@@ -375,12 +429,16 @@ class ClusterMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """G4: once faults stop, everything is as it should be within bounded time, and then nothing happens any more."""
         self.broken.clear()
+        for cluster in (False, True):
+            self.unpause(cluster)
         for _ in range(ROUNDS):
             before = self.world.view.revision
             wake_at = self._settle()
             for check in (self.at_most_one_primary_process, self.an_epoch_has_one_primary, self.epochs_only_grow):
                 check()
             self.seats_are_in_order()
+            if (current := self.assigned()) and current.state is AssignmentState.FAILED and self.world.app().registration:
+                self.world.resume()
             if self.world.view.revision == before:
                 if wake_at is None:
                     break
@@ -421,7 +479,8 @@ class ClusterMachine(RuleBasedStateMachine):
             assert replica is not None
             assert (replica.role, replica.epoch) == (placement.role, placement.epoch)
         if current.primary is not None:
-            assert (current.successor is not None) == bool(current.backups)
+            here = current.here < self.ladder["restarts_here"]
+            assert (current.successor is not None) == bool(current.backups and not here)
 
 
 TestCluster = ClusterMachine.TestCase

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcdreplica.core.restarts import RestartPolicy, restart_delay_s, strikes_after
+from etcdreplica.core.restarts import RestartPolicy, carried_over, restart_delay_s, strikes_after, with_failure, within_window
 
 POLICY = RestartPolicy(settle_s=1.0, free_strikes=2, base_s=0.5, cap_s=30.0)
 strikes = st.integers(0, 10_000)
@@ -64,3 +64,37 @@ def test_applications_are_spread() -> None:
 def test_delay_is_not_left_to_chance(count: int, seed: str) -> None:
     """Two managers come to the same wait."""
     assert restart_delay_s(count, seed, POLICY) == restart_delay_s(count, seed, POLICY)
+
+
+# --- the window --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "left"),
+    [(100.0, {1, 2, 3}), (109.9, {1, 2, 3}), (110.0, {2, 3}), (114.9, {2, 3}), (115.0, {3}), (120.0, set())],
+)
+def test_failures_leave_the_window(now: float, left: set[int]) -> None:
+    """Each counts for as long as the window is, and no longer."""
+    assert set(within_window({1: 100.0, 2: 105.0, 3: 110.0}, now, 10.0)) == left
+
+
+def test_a_failure_is_counted_once() -> None:
+    """And at the time at which it was first seen."""
+    assert with_failure({7: 100.0}, 7, 105.0, 5) == {7: 100.0}
+    assert with_failure({7: 100.0}, 8, 105.0, 5) == {7: 100.0, 8: 105.0}
+
+
+def test_only_the_newest_failures_are_kept() -> None:
+    """More than would park it need not be remembered."""
+    times: dict[int, float] = {}
+    for number in range(100):
+        times = with_failure(times, number, float(number), 3)
+    assert times == {97: 97.0, 98: 98.0, 99: 99.0}
+
+
+@given(st.integers(0, 50), st.integers(1, 10_000))
+def test_carried_over_failures_are_no_incarnations(count: int, incarnation: int) -> None:
+    """What an earlier manager counted cannot be mistaken for a failure of today."""
+    carried = carried_over(count, 5.0)
+    assert len(carried) == count
+    assert len(with_failure(carried, incarnation, 6.0, 100)) == count + 1

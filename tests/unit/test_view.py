@@ -17,6 +17,7 @@ from etcdreplica.model import (
     Failure,
     FailureKind,
     Host,
+    Pause,
     Program,
     Registration,
     Replica,
@@ -31,6 +32,7 @@ REGISTRATION = Registration("shop", Style.WARM, 2, Program(("app",), "/srv"))
 REPLICA = Replica(7, 5, Role.PRIMARY, ReplicaState.RUNNING)
 FAILURE = Failure("a", 7, 5, Role.PRIMARY, FailureKind.EXIT, "boom", "a")
 EVENT = Event(FAILURE, 6, "b", "b promoted", 0.0)
+PAUSE = Pause("ann@desk", "the roof leaks", 5.0)
 
 
 def assigned(*hosts: str) -> Assignment:
@@ -64,6 +66,7 @@ def test_deleting_an_unknown_host_does_nothing() -> None:
         ("failures", ("shop", "7"), FAILURE, "failures", {7: FAILURE}),
         ("successions", ("b", "shop"), Succession(6, 7), "successions", {"b": (7, 30)}),
         ("history", ("shop", "7"), EVENT, "history", {7}),
+        ("pauses", ("app", "shop"), PAUSE, "pause", PAUSE),
     ],
 )
 def test_each_kind_is_kept_and_deleted(kind: str, names: tuple[str, ...], value: Any, attribute: str, held: object) -> None:
@@ -192,3 +195,36 @@ def test_seats_are_always_the_sum_of_the_assignments(steps: list[tuple[str, list
         seats = [seat.host for app in view.apps.values() if app.assignment for seat in app.assignment.seats]
         assert +view.seats == Counter(seats)
         assert min(view.seats.values(), default=0) >= 0
+
+
+def test_pause_of_the_cluster_touches_every_application() -> None:
+    """It is kept with its revision, comes and goes for all of them, and a snapshot forgets it."""
+    view = ClusterView()
+    for name in ("shop", "mail"):
+        view.apply("registrations", (name,), REGISTRATION, 2, 2)
+    assert view.apply("pauses", ("cluster", "default"), PAUSE, 9, 9) == {"shop", "mail"}
+    assert (view.pause, view.pause_revision) == (PAUSE, 9)
+    assert view.apply("pauses", ("cluster", "default"), None, 10, 0) == {"shop", "mail"}
+    assert (view.pause, view.pause_revision) == (None, 0)
+    view.apply("pauses", ("cluster", "default"), PAUSE, 11, 11)
+    view.clear()
+    assert (view.pause, view.pause_revision) == (None, 0)
+    assert set(view.apps) == set()
+
+
+def test_pause_of_the_cluster_that_cannot_be_read_pauses() -> None:
+    """Whoever wrote it wanted nothing to move."""
+    view = ClusterView()
+    view.apply("pauses", ("cluster", "default"), None, 9, 9, "no JSON")
+    assert view.pause is not None
+    assert (view.pause.reason, view.pause_revision) == ("no JSON", 9)
+
+
+def test_pause_of_an_application_has_its_revision() -> None:
+    """Plans are written only if it is still the same."""
+    view = ClusterView()
+    view.apply("registrations", ("shop",), REGISTRATION, 2, 2)
+    view.apply("pauses", ("app", "shop"), PAUSE, 9, 9)
+    assert view.apps["shop"].pause_revision == 9
+    view.apply("pauses", ("app", "shop"), None, 10, 0)
+    assert view.apps["shop"].pause_revision == 0

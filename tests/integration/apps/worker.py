@@ -26,6 +26,9 @@ parser.add_argument("--async", dest="use_async", action="store_true")
 parser.add_argument("--return-when", type=Path, help="the body returns once this file exists")
 parser.add_argument("--slow-stop", type=float, default=0.0, help="seconds the body takes to end")
 parser.add_argument("--deaf", action="store_true", help="the body never looks at stopping")
+parser.add_argument("--raise-while", type=Path, help="the body raises as long as this file exists")
+parser.add_argument("--restarts-here", type=int, default=0)
+parser.add_argument("--max-restarts", type=int, default=10)
 options = parser.parse_args()
 
 
@@ -46,6 +49,8 @@ def note(what: str, replica: Replica, **more: object) -> None:
 
 def begin(replica: Replica) -> None:
     """What every body does first."""
+    if options.raise_while and options.raise_while.exists():
+        raise RuntimeError("trouble")
     note("begin", replica, argv=sys.argv, cwd=str(Path.cwd()), flavour=os.environ.get("FLAVOUR"))
     replica.advertise(f"worker://{replica.host}/{os.getpid()}")
 
@@ -68,6 +73,8 @@ protect = protected(
     labels=dict([options.label.split("=")]) if options.label else None,
     keep=options.keep,
     stop_timeout=options.stop_timeout,
+    restarts_here=options.restarts_here,
+    max_restarts=options.max_restarts,
     overrides={"host-b": Override(env={"FLAVOUR": "of host-b"})},
 )
 

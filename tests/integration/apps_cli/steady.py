@@ -28,6 +28,7 @@ options = parser.parse_args()
     hosts=options.hosts.split(",") if options.hosts else None,
     overrides={host: Override(**fields) for host, fields in options.overrides.items()},
     stop_timeout=options.stop_timeout,
+    max_restarts=0,  # a module of tests may kill the same one many times
 )
 def main(replica: Replica) -> None:
     """Do as the options say."""

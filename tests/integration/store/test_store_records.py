@@ -57,6 +57,9 @@ RECORDS: tuple[tuple[Kind, tuple[str, ...], Any], ...] = (
             1,
             {"c": "no"},
             1e9,
+            3,
+            2,
+            model.Seat("c", 8, 11),
         ),
     ),
     (Kind.PLACEMENTS, ("a", "app"), model.Placement(Role.BACKUP, 3, 9, 7, "b")),
@@ -71,6 +74,7 @@ RECORDS: tuple[tuple[Kind, tuple[str, ...], Any], ...] = (
     (Kind.FAILURES, ("app", "9"), FAILURE),
     (Kind.HISTORY, ("app", "9"), model.Event(FAILURE, 4, None, "replaced", 1e9)),
     (Kind.LEADERS, ("manager", "1f"), model.Leader("a", 7)),
+    (Kind.PAUSES, ("app", "app"), model.Pause("ann@desk", "work on the roof", 1e9)),
 )
 
 
