@@ -21,6 +21,7 @@ from etcdreplica.guardian.tree import Tree, end_all, start_time
 
 log = logging.getLogger(__name__)
 
+FILE_NAME = "watchdog.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -45,12 +46,18 @@ class Leftover:
     processes: Mapping[str, tuple[int, int]]  # started by hand, by application: pid and start time
 
 
+def last_guardian(directory: Path) -> str | None:
+    """Return the name of the guardian that runs, or ran last, with this state directory."""
+    found = _read(directory / FILE_NAME)
+    return found.guardian if found else None
+
+
 class StateFile:
     """`watchdog.json` and `watchdog.lock` in the state directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._path = directory / "watchdog.json"
+        self._path = directory / FILE_NAME
         self._lock: int | None = None
         self._boot = _BOOT_ID.read_text().strip()
         self._guardian = ""
@@ -96,7 +103,7 @@ class StateFile:
 
     async def end_leftovers(self, guardian: str) -> int | None:
         """Kill what an earlier guardian's host left running; return its lease once all of it is dead."""
-        found = self._read()
+        found = _read(self._path)
         if found is None:
             return None
         if found.guardian == guardian:
@@ -113,16 +120,17 @@ class StateFile:
                     await asyncio.sleep(0.005)
         return found.lease
 
-    def _read(self) -> Leftover | None:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=Leftover)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.MsgspecError, RecursionError) as error:
-            log.warning("cannot read %s (%s): the leases of an earlier WatchDog must expire by themselves", self._path, error)
-            return None
-
     def _write(self) -> None:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_bytes(msgspec.json.encode(Leftover(self._boot, self._guardian, self._lease, self._processes)))
         temporary.replace(self._path)
+
+
+def _read(path: Path) -> Leftover | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Leftover)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        log.warning("cannot read %s (%s): the leases of an earlier WatchDog must expire by themselves", path, error)
+        return None

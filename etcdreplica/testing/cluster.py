@@ -19,7 +19,9 @@ from typing import Any
 
 from etcdreplica.app.protocol import SOCKET_ENV
 from etcdreplica.core.view import ClusterView
+from etcdreplica.daemon.state_file import last_guardian
 from etcdreplica.errors import EtcdReplicaError
+from etcdreplica.guardian.tree import end_all
 from etcdreplica.model import AssignmentState, Event, ReplicaState
 from etcdreplica.store import Corrupt, EtcdOptions, Kind, Snapshot, Store
 from etcdreplica.testing.etcd import EmbeddedEtcd
@@ -64,6 +66,8 @@ class LocalHost:
         if self.process is not None:
             kill_tree(self.process.pid)
             self.process.wait()
+            if guardian := last_guardian(self.directory):
+                end_all(guardian)
         self._kill_programs()
 
     def stop(self, grace_s: float = 20.0) -> None:
