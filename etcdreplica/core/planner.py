@@ -221,11 +221,12 @@ class _Step:
             return
         draft = self.draft
         alive = [seat for seat in draft.backups if self._is_up(seat)]
+        alive = [seat for seat in alive if not self.cluster.is_silent(seat.host)] or alive
         ready = [seat for seat in alive if self._promotable(seat)]
         if chosen := (ready or alive):
             backups = tuple(seat for seat in draft.backups if seat != chosen[0])
             self.draft = evolve(draft, epoch=draft.epoch + 1, primary=chosen[0], backups=backups)
-        elif seat := self._new_seat():
+        elif seat := self._new_seat() or self._new_seat(silent=True):
             self.draft = evolve(self.draft, epoch=draft.epoch + 1, primary=seat)
 
     def _fill(self) -> None:
@@ -249,8 +250,11 @@ class _Step:
         self._wake(until)
         return True
 
-    def _new_seat(self) -> Seat | None:
-        """The least loaded host that may run it, other zones first, hosts where it just failed last."""
+    def _new_seat(self, *, silent: bool = False) -> Seat | None:
+        """The least loaded host that may run it, other zones first, hosts where it just failed last.
+
+        `silent`: among those that are up although their peers cannot reach them, which is better than no primary at all.
+        """
         taken = {seat.host for seat in self.draft.seats}
         hosts = self.cluster.hosts
         zones = {hosts[h].host.labels.get(ZONE) for h in taken if h in hosts} - {None}
@@ -263,7 +267,7 @@ class _Step:
             load = self.cluster.seats[name] / max(1, host.capacity)
             return (not origin, failed, host.labels.get(ZONE) in zones, load, name)
 
-        free = [name for name in hosts if name not in taken and self._allowed(name)]
+        free = [h for h in hosts if h not in taken and self.cluster.is_silent(h) is silent and self._allowed(h)]
         if not free:
             return None
         name = min(free, key=rank)
@@ -337,8 +341,9 @@ class _Step:
 
 
 def lost_seats(app: AppView, cluster: ClusterView) -> Iterator[tuple[Seat, Role]]:
-    """The SuperWatchDog's mind: every seat, with its role, whose host is down or has begun a new session."""
+    """The SuperWatchDog's mind: every seat, with its role, whose host is down, began a new session or is given up by peers."""
     for seat in app.assignment.seats if app.assignment else ():
         host = cluster.hosts.get(seat.host)
-        if (host is None or host.session != seat.session) and seat.incarnation not in app.failures:
+        is_lost = host is None or host.session != seat.session or cluster.loss_of(app.name, seat) is not None
+        if is_lost and seat.incarnation not in app.failures:
             yield seat, Role.PRIMARY if app.assignment and seat == app.assignment.primary else Role.BACKUP

@@ -10,6 +10,7 @@ from pathlib import Path
 from attrs import Factory, field, frozen
 
 from etcdreplica.app.protocol import default_socket
+from etcdreplica.daemon.addresses import check_listen
 from etcdreplica.errors import ConfigurationError
 from etcdreplica.store import EtcdOptions
 from etcdreplica.words import check_name
@@ -39,6 +40,8 @@ class NodeSettings:
     labels: Mapping[str, str] = Factory(dict)
     capacity: int = 100
     lease_ttl_s: float = 5.0
+    peer_listen: str = "127.0.0.1:0"  # where this host answers the probes of others
+    insecure: bool = False  # whether others may reach it there without TLS
 
     def __attrs_post_init__(self) -> None:
         check_name("host name", self.host)
@@ -55,5 +58,6 @@ class NodeSettings:
                 f"an etcd call may take {self.etcd.timeout_s:g} s, more than half the lease TTL of {self.lease_ttl_s:g} s: "
                 "a lease must outlive a failed call"
             )
+        check_listen(self.peer_listen, insecure=self.insecure)
         if len(os.fsencode(self.socket_path)) > 107:
             raise ConfigurationError(f"the socket path {self.socket_path} is over 107 bytes, which Linux does not allow")

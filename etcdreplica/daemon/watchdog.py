@@ -22,6 +22,7 @@ from etcdreplica.app.protocol import Message
 from etcdreplica.clock import Clock, boottime
 from etcdreplica.daemon.app_server import AppConnection, AppServer
 from etcdreplica.daemon.context import HostContext
+from etcdreplica.daemon.peers import PeerServer
 from etcdreplica.daemon.registry import register, unregister
 from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
@@ -46,6 +47,7 @@ class WatchDog:
         self._clock = clock
         self._context: HostContext | None = None
         self._server = AppServer(settings.socket_path, self._on_hello)
+        self._peers = PeerServer(settings, lambda: self._context.session if self._context else 0)
         self._state = StateFile(settings.state_dir)
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -63,10 +65,12 @@ class WatchDog:
         try:
             await self._end_predecessor()
             await self._server.start()
+            await self._peers.start()
             while True:
                 lease = await self._open_session()
                 await self._serve(lease)
         finally:
+            await self._peers.stop()
             await self._server.close()
             self._state.unlock()
 
@@ -247,6 +251,7 @@ class WatchDog:
             capacity=settings.capacity,
             version=etcdreplica.__version__,
             started_wall=time.time(),
+            peer=self._peers.address,
         )
         try:
             result = await self._store.commit(Txn((Unchanged(key, 0),), (Put(key, host, lease.id),)))

@@ -44,7 +44,7 @@ class Failover:
 class Probe:
     """The sample application under one style on a cluster."""
 
-    def __init__(self, cluster: LocalCluster, name: str, style: str, degree: int) -> None:
+    def __init__(self, cluster: LocalCluster, name: str, style: str, degree: int, failover: str = "safe") -> None:
         self.cluster = cluster
         self.name = name
         self.epoch = 0
@@ -54,7 +54,8 @@ class Probe:
         path = cluster.sockets / f"{name}.report"
         self._socket.bind(str(path))
         self._socket.setblocking(False)
-        self.arguments = ("--name", name, "--style", style, "--degree", str(degree), "--report", str(path))
+        self.arguments = ("--name", name, "--style", style, "--degree", str(degree), "--failover", failover)
+        self.arguments += ("--report", str(path))
 
     def __enter__(self) -> Probe:
         return self

@@ -19,6 +19,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--name", default="sample")
 parser.add_argument("--style", default="warm")
 parser.add_argument("--degree", type=int, default=2)
+parser.add_argument("--failover", default="safe")
 parser.add_argument("--report")
 options = parser.parse_args()
 
@@ -31,7 +32,7 @@ def report(replica: Replica, at: float) -> None:
             out.sendto(json.dumps(message).encode(), options.report)
 
 
-@protected(style=options.style, degree=options.degree, name=options.name, stop_timeout=5.0)
+@protected(style=options.style, degree=options.degree, name=options.name, stop_timeout=5.0, failover=options.failover)
 def main(replica: Replica) -> None:
     """Answer every connection with who this is."""
     at = boottime()
