@@ -46,10 +46,10 @@ class SuspicionSettings:
 
     interval_s: float = 0.05  # between two probes of one host
     timeout_s: float = 0.1  # a probe that has no answer by then has failed
-    confirm_s: float = 0.3  # least silence of a host that is lost
+    confirm_s: float = 0.25  # least silence of a host that is lost
     failures: int = 3  # least number of failed probes in a row
     helpers: int = 2  # asked at once
-    patience: float = 3.0  # how much longer than the slowest answer of late a silence must be
+    patience: float = 4.0  # how much longer than the slowest answer of late a silence must be
     half_life_s: float = 10.0  # after which a slow answer counts half
     tick_s: float = 0.02  # how often the detector wants to be asked
     forget_s: float = 2.0  # a probe is given up after this
@@ -96,6 +96,7 @@ class Refuted:
     host: str
     by: str
     was: Standing
+    silence_s: float
 
 
 @frozen
@@ -225,7 +226,7 @@ class Detector:
             return []  # it says nothing about the time since
         if number in seen.pending:
             seen.slow = seen.slow.seen(now - seen.pending[number], now, self.settings.half_life_s)
-        return self._live(host, seen, number, self._me)
+        return self._live(now, host, seen, number, self._me)
 
     def helped(self, now: float, host: str, helper: str, number: int, session: int | None) -> list[Action]:
         """A helper answered: it reached `session` on that host, or nobody (None)."""
@@ -234,18 +235,18 @@ class Detector:
         if seen is None or seen.asks.pop(number, None) is None:
             return []  # answered otherwise meanwhile, or too late to say anything
         if session == seen.session:
-            return self._live(host, seen, number, helper)
+            return self._live(now, host, seen, number, helper)
         seen.denials[helper] = number
         return []
 
-    def _live(self, name: str, host: _Host, number: int, by: str) -> list[Action]:
-        was = host.standing
+    def _live(self, now: float, name: str, host: _Host, number: int, by: str) -> list[Action]:
+        was, since = host.standing, host.silent_since
         self._mute.discard(name)
         host.live(number)
         if was is Standing.ALIVE:
             return []
         host.become(Standing.ALIVE)
-        return [] if was is Standing.UNKNOWN else [Refuted(name, by, was)]
+        return [] if was is Standing.UNKNOWN else [Refuted(name, by, was, now - since if since is not None else 0.0)]
 
     def _interval_s(self, hosts: int) -> float:
         return max(self.settings.interval_s, hosts / self.settings.probes_per_s)

@@ -17,7 +17,7 @@ from etcdreplica.core.view import ClusterView
 from etcdreplica.daemon.peer_watch import PeerWatch, watching
 from etcdreplica.daemon.replica_manager import ReplicaManager
 from etcdreplica.daemon.super_watchdog import SuperWatchDog
-from etcdreplica.daemon.understudy import Understudy, take
+from etcdreplica.daemon.understudy import Understudy, depose, take
 from etcdreplica.errors import LeaseLostError, StoreDeniedError, StoreError
 from etcdreplica.model import Leader
 from etcdreplica.store import Election, Lease, Store
@@ -80,6 +80,7 @@ class Manager:
                 leading.result()
             raise LeaseLostError(f"the leadership lease was lost: {lease.lost.result()}")
         finally:
+            self._peers.on_change = lambda _: None
             leading.cancel()
             with contextlib.suppress(asyncio.CancelledError, StoreError):
                 await leading
@@ -90,14 +91,21 @@ class Manager:
         async with asyncio.TaskGroup() as roles:
             roles.create_task(manager.run())
             roles.create_task(watchdog.run())
-            roles.create_task(self._observe(view, manager, watchdog))
+            roles.create_task(self._observe(view, manager, watchdog, roles))
 
-    async def _observe(self, view: ClusterView, manager: ReplicaManager, watchdog: SuperWatchDog) -> None:
+    async def _observe(
+        self, view: ClusterView, manager: ReplicaManager, watchdog: SuperWatchDog, roles: asyncio.TaskGroup
+    ) -> None:
         def touch(apps: Iterable[str]) -> None:
             manager.touch(apps)
             watchdog.touch(apps)
 
-        self._peers.on_change = lambda _: touch(view.apps)
+        def changed(host: str) -> None:
+            touch(view.apps)
+            if host in self._peers.losses:
+                roles.create_task(depose(self._store, host))
+
+        self._peers.on_change = changed
         async with contextlib.aclosing(self._store.follow()) as batches:
             async for batch in batches:
                 touch(take(view, batch))

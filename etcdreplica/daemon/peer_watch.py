@@ -113,7 +113,7 @@ class PeerWatch:
             self._do(self._detector.helped(self._clock(), ask.host, ask.helper, ask.number, session))
 
     def _take_back(self, refuted: Refuted) -> None:
-        log.debug("%s answers again, to %s", refuted.host, refuted.by)
+        log.debug("%s answers again, to %s, after %.3f s", refuted.host, refuted.by, refuted.silence_s)
         if self.losses.pop(refuted.host, None) is not None:
             log.warning("host %s was given up but answers again, to %s", refuted.host, refuted.by)
             self.on_change(refuted.host)

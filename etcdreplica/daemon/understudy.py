@@ -13,7 +13,7 @@ import logging
 from etcdreplica.core.view import ClusterView
 from etcdreplica.daemon.peer_watch import PeerWatch
 from etcdreplica.errors import StoreError
-from etcdreplica.store import Changes, Corrupt, Entry, Snapshot, Store
+from etcdreplica.store import Changes, Corrupt, Entry, Kind, Snapshot, Store
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,20 @@ def take(view: ClusterView, batch: Snapshot | Changes) -> set[str]:
         )
     view.revision = batch.revision
     return touched
+
+
+async def depose(store: Store, host: str) -> None:
+    """Take the managers of a lost host out of the line, the leader or not, so that a live one is next. They may queue again."""
+    while True:
+        try:
+            line = await store.list(Kind.LEADERS)
+            for lease in {e.lease for e in line.entries if not isinstance(e.value, Corrupt) and e.value.host == host}:
+                await store.leases.revoke_id(lease)
+        except StoreError as error:
+            log.warning("cannot depose the manager of the lost host %s yet: %s", host, error)
+            await asyncio.sleep(RETRY_S)
+        else:
+            return
 
 
 class Understudy:
@@ -90,9 +104,4 @@ class Understudy:
             if leader.value.host not in self._peers.losses:
                 continue
             log.warning("the leading manager is on the lost host %s: taking its place", leader.value.host)
-            try:
-                await self._store.leases.revoke_id(leader.lease)
-            except StoreError as error:
-                log.warning("cannot take it yet: %s", error)
-                await asyncio.sleep(RETRY_S)
-                lost.set()
+            await depose(self._store, leader.value.host)

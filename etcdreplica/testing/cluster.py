@@ -178,16 +178,22 @@ class LocalCluster:
 
     def restart(self, host: str) -> None:
         """Start the node of a host that was killed or stopped, and wait until the host is up."""
+        before = self.view.hosts.get(host)  # its lease may still live
         self.hosts[host].start()
-        self.wait_until(lambda view: host in view.hosts, f"{host} to come up")
+        self.wait_until(
+            lambda view: host in view.hosts and (before is None or view.hosts[host].session != before.session),
+            f"{host} to come up",
+        )
 
     def primary(self, app: str) -> tuple[str, int]:
         """Return the primary's host and process id. Raises LookupError when it has none."""
         known = self.view.apps.get(app)
-        for host, replica in list(known.replicas.items()) if known else ():
-            if replica.role is Role.PRIMARY and replica.pid is not None:
-                return host, replica.pid
-        raise LookupError(f"{app} has no primary")
+        shown = list(known.replicas.items()) if known else []
+        found = [(r.epoch, host, r.pid) for host, r in shown if r.role is Role.PRIMARY and r.pid is not None]
+        if not found:
+            raise LookupError(f"{app} has no primary")
+        _, host, pid = max(found)  # an earlier one is shown until its lease ends, even if it was given up
+        return host, pid
 
     def kill_replica(self, app: str) -> tuple[str, int]:
         """SIGKILL the primary's process; return its host and process id."""

@@ -54,8 +54,10 @@ class Probe:
         path = cluster.sockets / f"{name}.report"
         self._socket.bind(str(path))
         self._socket.setblocking(False)
-        self.arguments = ("--name", name, "--style", style, "--degree", str(degree), "--failover", failover)
-        self.arguments += ("--report", str(path))
+        self.arguments = (
+            *("--name", name, "--style", style, "--degree", str(degree)),
+            *("--failover", failover, "--report", str(path)),
+        )
 
     def __enter__(self) -> Probe:
         return self
