@@ -46,6 +46,7 @@ bench: $(READY)  ## measure fail-over on this machine
 	$(BIN)/etcdreplica bench failover --style hot
 	$(BIN)/etcdreplica bench failover --style cold
 	$(BIN)/etcdreplica bench failover --fault host --trials 10
+	$(BIN)/etcdreplica bench failover --fault host --failover fast --trials 10
 
 docs: $(READY)   ## write the generated pages of docs/ anew
 	$(BIN)/python docs/generate.py
