@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test unit integration lab lint format bench docs clean
+.PHONY: help setup demo test unit integration lab lint format bench docs proto clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -46,9 +46,13 @@ bench: $(READY)  ## measure fail-over on this machine
 	$(BIN)/etcdreplica bench failover --style hot
 	$(BIN)/etcdreplica bench failover --style cold
 	$(BIN)/etcdreplica bench failover --fault host --trials 10
+	$(BIN)/etcdreplica bench failover --fault host --failover fast --trials 10
 
 docs: $(READY)   ## write the generated pages of docs/ anew
 	$(BIN)/python docs/generate.py
+
+proto: $(READY)  ## write the gRPC code anew from its .proto
+	$(BIN)/python tests/generate_proto.py
 
 clean:           ## remove what was made here
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -59,7 +59,7 @@ class FailureKind(enum.StrEnum):
 
     EXIT = "exit"  # the process ended or the body raised
     HANG = "hang"  # it gave no sign of life, or did not answer its probes, for too long
-    HOST = "host"  # the host lease ended
+    HOST = "host"  # the host lease ended, or its peers confirmed its loss
     LOST = "lost"  # the host is up but the replica is not there
     FENCED = "fenced"  # its lease ran out, so its own WatchDog killed it
     REFUSED = "refused"  # the host cannot run the program

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from etcdreplica.cli.options import output_option
-from etcdreplica.words import Style
+from etcdreplica.words import Failover, Style
 
 
 @click.group("bench", short_help="Measure on this machine.")
@@ -31,12 +31,20 @@ def bench_command() -> None:
     show_default=True,
     help="SIGKILL to the primary, or to everything on its host.",
 )
+@click.option(
+    "--failover",
+    "mode",
+    type=click.Choice([mode.value for mode in Failover]),
+    default="safe",
+    show_default=True,
+    help="When a host counts as lost: when its lease has ended, or when its peers cannot reach it.",
+)
 @click.option("--degree", type=click.IntRange(2, 3), default=2, show_default=True)
 @click.option("--lease-ttl", "lease_ttl_s", type=float, default=2.0, show_default=True)
 @click.option("--etcd-program", metavar="FILE", help="Which etcd to use. [default: that on PATH, else the wheel's]")
 @output_option
 def failover_command(
-    style: str, trials: int, fault: str, degree: int, lease_ttl_s: float, etcd_program: str | None, output: str
+    style: str, trials: int, fault: str, mode: str, degree: int, lease_ttl_s: float, etcd_program: str | None, output: str
 ) -> None:
     """Measure fail-over: from just before SIGKILL is sent to the first line of the body on the successor.
 
@@ -49,6 +57,7 @@ def failover_command(
       etcdreplica bench failover --style warm --trials 100
       etcdreplica bench failover --style cold -o json
       etcdreplica bench failover --fault host --trials 10
+      etcdreplica bench failover --fault host --failover fast --lease-ttl 10
     """
     from etcdreplica.testing.bench import failover
 
@@ -56,7 +65,7 @@ def failover_command(
         if output == "table":
             click.echo(f"\r{done}/{of}", nl=done == of, err=True)
 
-    result = failover(style, trials, fault, degree, lease_ttl_s, etcd_program, progress)
+    result = failover(style, trials, fault, mode, degree, lease_ttl_s, etcd_program, progress)
     click.echo(json.dumps(result, indent=2)) if output == "json" else _print(result)
     if not result["ok"]:
         raise SystemExit(1)

@@ -84,6 +84,15 @@ _HOST = (
     ),
     click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this host; may be repeated."),
     click.option("--capacity", type=int, default=100, show_default=True, help="How many replicas it may hold."),
+    click.option(
+        "--peer-listen",
+        envvar="ETCDREPLICA_PEER_LISTEN",
+        default="127.0.0.1:0",
+        show_default=True,
+        metavar="HOST:PORT",
+        help='Where it answers other hosts\' probes (failover="fast"); port 0 takes any.',
+    ),
+    click.option("--insecure", envvar="ETCDREPLICA_INSECURE", is_flag=True, help="Let other hosts reach it there without TLS."),
 )
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
@@ -139,7 +148,7 @@ def node_settings(labels: tuple[str, ...] = (), **options: Any) -> NodeSettings:
     for key, sign, _ in pairs:
         if not key or not sign:
             raise click.BadParameter(f"write it KEY=VALUE, not {key!r}", param_hint="--label")
-    given = ("host", "address", "state_dir", "socket_path", "capacity", "cluster")
+    given = ("host", "address", "state_dir", "socket_path", "capacity", "cluster", "peer_listen", "insecure")
     return NodeSettings(
         etcd=evolve(etcd_options(**options), timeout_s=timing.timeout_s),
         timing=timing,

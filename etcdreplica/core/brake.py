@@ -24,10 +24,14 @@ FEWEST = 2
 
 
 def lost_seats(app: AppView, cluster: ClusterView) -> Iterator[tuple[Seat, Role]]:
-    """Every seat, with its role, whose host is down or has begun a new session, and whose end is not reported yet."""
+    """Every seat, with its role, that went with its host, and whose end is not reported yet.
+
+    Its host is down, has begun a new session, or, if the application wants that, is given up by its peers.
+    """
     for seat in app.assignment.seats if app.assignment else ():
         host = cluster.hosts.get(seat.host)
-        if (host is None or host.session != seat.session) and seat.incarnation not in app.failures:
+        is_lost = host is None or host.session != seat.session or cluster.loss_of(app.name, seat) is not None
+        if is_lost and seat.incarnation not in app.failures:
             yield seat, Role.PRIMARY if app.assignment and seat == app.assignment.primary else Role.BACKUP
 
 

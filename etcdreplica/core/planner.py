@@ -248,9 +248,10 @@ class _Step:
 
     def _next_primary(self) -> Seat | None:
         alive = [seat for seat in self.draft.backups if self._is_up(seat)]
+        alive = [seat for seat in alive if not self.cluster.is_silent(seat.host)] or alive
         ready = [seat for seat in alive if self._promotable(seat)]
         chosen = ready or alive
-        return chosen[0] if chosen else self._new_seat()
+        return chosen[0] if chosen else self._new_seat() or self._new_seat(silent=True)
 
     def _fill(self) -> None:
         """Restore the degree, and give back what is above it."""
@@ -274,8 +275,11 @@ class _Step:
         self._wake(until)
         return True
 
-    def _new_seat(self) -> Seat | None:
-        """The least loaded host that may run it, other zones first, hosts where it just failed last."""
+    def _new_seat(self, *, silent: bool = False) -> Seat | None:
+        """The least loaded host that may run it, other zones first, hosts where it just failed last.
+
+        `silent`: among those that are up although their peers cannot reach them, which is better than no primary at all.
+        """
         taken = {seat.host for seat in (*self.draft.seats, *((self.draft.again,) if self.draft.again else ()))}
         hosts = self.cluster.hosts
         zones = {hosts[h].host.labels.get(ZONE) for h in taken if h in hosts} - {None}
@@ -288,7 +292,7 @@ class _Step:
             load = self.cluster.seats[name] / max(1, host.capacity)
             return (not origin, failed, host.labels.get(ZONE) in zones, load, name)
 
-        free = [name for name in hosts if name not in taken and self._allowed(name)]
+        free = [h for h in hosts if h not in taken and self.cluster.is_silent(h) is silent and self._allowed(h)]
         return self._seat_on(min(free, key=rank)) if free else None
 
     def _seat_on(self, name: str) -> Seat:

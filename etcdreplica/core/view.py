@@ -8,6 +8,7 @@ from typing import Any
 from attrs import Factory, define, frozen
 
 from etcdreplica.model import Assignment, Failure, Host, Pause, Registration, Replica, Seat
+from etcdreplica.words import Failover
 
 
 @frozen
@@ -16,6 +17,18 @@ class HostView:
 
     host: Host
     session: int
+
+
+@frozen
+class Loss:
+    """A stay of a host that its peers cannot reach although its lease lives (`core.suspicion`).
+
+    `seats` are those of failover="fast" that were there when that was found, by application and incarnation: they are lost.
+    """
+
+    session: int
+    reason: str
+    seats: frozenset[tuple[str, int]] = frozenset()
 
 
 @define
@@ -55,10 +68,31 @@ class ClusterView:
     seats: Counter[str] = Factory(Counter)  # how many seats each host has
     pause: Pause | None = None  # of the whole cluster
     pause_revision: int = 0
+    losses: dict[str, Loss] = Factory(dict)  # by host; what we found ourselves, so that no snapshot clears it
 
     def app(self, name: str) -> AppView:
         """Return the view of an application, new if need be."""
         return self.apps.get(name) or self.apps.setdefault(name, AppView(name))
+
+    def is_silent(self, host: str) -> bool:
+        """Whether its peers cannot reach a host that is up."""
+        return host in self.losses and host in self.hosts and self.losses[host].session == self.hosts[host].session
+
+    def loss_of(self, app: str, seat: Seat) -> Loss | None:
+        """Return why a seat is given up although the lease of its host lives, if it is."""
+        loss = self.losses.get(seat.host) if self.is_silent(seat.host) else None
+        return loss if loss is not None and (app, seat.incarnation) in loss.seats else None
+
+    def fast_seats(self) -> dict[str, frozenset[tuple[str, int]]]:
+        """Return the seats of failover="fast", application and incarnation, by the host that is up and holds them."""
+        found: dict[str, set[tuple[str, int]]] = {}
+        for app in self.apps.values():
+            if app.registration is None or app.assignment is None or app.registration.failover is not Failover.FAST:
+                continue
+            for seat in app.assignment.seats:
+                if seat.host in self.hosts and self.hosts[seat.host].session == seat.session:
+                    found.setdefault(seat.host, set()).add((app.name, seat.incarnation))
+        return {host: frozenset(seats) for host, seats in found.items()}
 
     def clear(self) -> None:
         """Forget everything, before a snapshot."""

@@ -9,15 +9,18 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Iterable
 
 from etcdreplica.clock import Clock, boottime
 from etcdreplica.core.plan import PlannerSettings
 from etcdreplica.core.view import ClusterView
+from etcdreplica.daemon.peer_watch import PeerWatch, watching
 from etcdreplica.daemon.replica_manager import ReplicaManager
 from etcdreplica.daemon.super_watchdog import SuperWatchDog
+from etcdreplica.daemon.understudy import Understudy, depose, take
 from etcdreplica.errors import LeaseLostError, StoreDeniedError, StoreError
 from etcdreplica.model import Leader
-from etcdreplica.store import Corrupt, Election, Lease, Snapshot, Store
+from etcdreplica.store import Election, Lease, Store
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +40,14 @@ class Manager:
         self._ttl_s = lease_ttl_s
         self._clock = clock
         self._settings = settings or PlannerSettings()
+        self._peers = PeerWatch(self._me.host, clock)
 
     async def run(self) -> None:
         """Serve. Raises StoreDeniedError only."""
+        async with watching(self._peers):
+            await self._run()
+
+    async def _run(self) -> None:
         while True:
             try:
                 lease = await self._store.leases.grant(self._ttl_s)
@@ -53,11 +61,17 @@ class Manager:
             except (StoreError, LeaseLostError) as error:
                 log.warning("not leading: %s", error)
                 await asyncio.sleep(RETRY_S)
+            finally:
+                self._peers.rest()
 
     async def _serve(self, lease: Lease) -> None:
-        leadership = await Election(self._store, MANAGER, self._me).campaign(lease)
+        understudy = Understudy(self._store, self._peers)
+        try:
+            leadership = await Election(self._store, MANAGER, self._me).campaign(lease, understudy.stand_by)
+        finally:
+            await understudy.close()
         log.info("elected ReplicaManager")
-        view = ClusterView()
+        view = ClusterView(losses=self._peers.losses)
         manager = ReplicaManager(self._store, leadership, view, self._clock, self._settings)
         leading = asyncio.create_task(self._lead(view, manager, lease))
         try:
@@ -66,6 +80,7 @@ class Manager:
                 leading.result()
             raise LeaseLostError(f"the leadership lease was lost: {lease.lost.result()}")
         finally:
+            self._peers.on_change = lambda _: None
             leading.cancel()
             with contextlib.suppress(asyncio.CancelledError, StoreError):
                 await leading
@@ -76,25 +91,22 @@ class Manager:
         async with asyncio.TaskGroup() as roles:
             roles.create_task(manager.run())
             roles.create_task(watchdog.run())
-            roles.create_task(self._observe(view, manager, watchdog))
+            roles.create_task(self._observe(view, manager, watchdog, roles))
 
-    async def _observe(self, view: ClusterView, manager: ReplicaManager, watchdog: SuperWatchDog) -> None:
+    async def _observe(
+        self, view: ClusterView, manager: ReplicaManager, watchdog: SuperWatchDog, roles: asyncio.TaskGroup
+    ) -> None:
+        def touch(apps: Iterable[str]) -> None:
+            manager.touch(apps)
+            watchdog.touch(apps)
+
+        def changed(host: str) -> None:
+            touch(view.apps)
+            if host in self._peers.losses:
+                roles.create_task(depose(self._store, host))
+
+        self._peers.on_change = changed
         async with contextlib.aclosing(self._store.follow()) as batches:
             async for batch in batches:
-                touched: set[str] = set()
-                if isinstance(batch, Snapshot):
-                    touched.update(view.apps)
-                    view.clear()
-                for entry in batch.entries:
-                    corrupt = isinstance(entry.value, Corrupt)
-                    touched |= view.apply(
-                        entry.key.kind,
-                        entry.key.names,
-                        None if corrupt else entry.value,
-                        entry.mod_revision,
-                        entry.create_revision,
-                        entry.value.error if corrupt else "",
-                    )
-                view.revision = batch.revision
-                manager.touch(touched)
-                watchdog.touch(touched)
+                touch(take(view, batch))
+                self._peers.observe(view)

@@ -11,6 +11,7 @@ from attrs import Factory, field, frozen
 
 from etcdreplica.app.protocol import default_socket
 from etcdreplica.core.timing import Timing
+from etcdreplica.daemon.addresses import check_listen
 from etcdreplica.errors import ConfigurationError
 from etcdreplica.store import EtcdOptions
 from etcdreplica.words import check_name
@@ -36,6 +37,8 @@ class NodeSettings:
     labels: Mapping[str, str] = Factory(dict)
     capacity: int = 100
     timing: Timing = Factory(Timing)
+    peer_listen: str = "127.0.0.1:0"  # where this host answers the probes of others
+    insecure: bool = False  # whether others may reach it there without TLS
 
     def __attrs_post_init__(self) -> None:
         check_name("host name", self.host)
@@ -46,6 +49,7 @@ class NodeSettings:
             raise ConfigurationError(
                 f"an etcd call may take {self.etcd.timeout_s:g} s, but the timing was made for {self.timing.timeout_s:g} s"
             )
+        check_listen(self.peer_listen, insecure=self.insecure)
         if len(os.fsencode(self.socket_path)) > 107:
             raise ConfigurationError(f"the socket path {self.socket_path} is over 107 bytes, which Linux does not allow")
 

@@ -15,7 +15,7 @@ from etcdreplica.clock import Clock
 from etcdreplica.core.brake import Brake, Occupancy, lost_seats
 from etcdreplica.core.view import ClusterView
 from etcdreplica.errors import StoreError
-from etcdreplica.model import Failure, FailureKind
+from etcdreplica.model import Failure, FailureKind, Seat
 from etcdreplica.store import Key, Kind, Put, Store, Txn
 from etcdreplica.store.election import Leadership
 
@@ -110,13 +110,19 @@ class SuperWatchDog:
                 epoch=app.assignment.epoch,
                 role=role,
                 kind=FailureKind.HOST,
-                reason=f"host {seat.host} began anew" if back else f"host {seat.host} is down: its lease ended",
+                reason=self._why(name, seat),
                 by=self._me,
                 detected_at=self._clock(),
                 wall=time.time(),
             )
             log.warning("%s: %s on %s lost: %s", name, role, seat.host, failure.reason)
             yield Put(Key(Kind.FAILURES, (name, str(seat.incarnation))), failure)
+
+    def _why(self, app: str, seat: Seat) -> str:
+        if loss := self._view.loss_of(app, seat):
+            return loss.reason
+        back = seat.host in self._view.hosts
+        return f"host {seat.host} began anew" if back else f"host {seat.host} is down: its lease ended"
 
     async def _write(self, puts: list[Put]) -> None:
         """Write them if this is still the elected SuperWatchDog. Writing one twice does no harm: it names an incarnation."""

@@ -26,6 +26,7 @@ from etcdreplica.daemon.app_server import AppConnection, AppServer
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import Guard, WardView
 from etcdreplica.daemon.memo import SESSION, Memo, SessionMemo
+from etcdreplica.daemon.peers import PeerServer
 from etcdreplica.daemon.process import KILL_AGAIN_S
 from etcdreplica.daemon.publisher import insist
 from etcdreplica.daemon.registry import register, unregister
@@ -56,6 +57,7 @@ class WatchDog:
         self.clock = clock
         self._context: HostContext | None = None
         self._server = AppServer(settings.socket_path, self._on_hello)
+        self._peers = PeerServer(settings, lambda: self._context.session if self._context else 0)
         self._state = StateFile(settings.state_dir)
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -77,6 +79,7 @@ class WatchDog:
             timing = self.settings.timing
             self.guard.backstop(timing.kernel_margin_s - timing.guardian_margin_s)
             await self._end_predecessor()
+            await self._peers.start()
             lease = await self._resume_session()
             await self._server.start()
             while True:
@@ -84,6 +87,7 @@ class WatchDog:
                 lease = None
         finally:
             ticking.cancel()
+            await self._peers.stop()
             await self._server.close()
             self._state.unlock()
 
@@ -331,6 +335,7 @@ class WatchDog:
             capacity=settings.capacity,
             version=etcdreplica.__version__,
             started_wall=time.time(),
+            peer=self._peers.address,
         )
 
     async def _announce_again(self, session: int, lease: Lease) -> None:

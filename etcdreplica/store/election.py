@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 
 from attrs import frozen
 
 from etcdreplica.errors import LeaseLostError, StoreError, StoreUnavailableError
 from etcdreplica.model import Leader
-from etcdreplica.store.keys import Key, Kind
+from etcdreplica.store.keys import Entry, Key, Kind
 from etcdreplica.store.leases import Lease
 from etcdreplica.store.store import Snapshot, Store
 from etcdreplica.store.txn import Exists, Put, Txn, Unchanged
 
 log = logging.getLogger(__name__)
+
+OnLine = Callable[[tuple[Entry, ...]], None]
 
 
 @frozen
@@ -44,11 +47,14 @@ class Election:
         self._role = role
         self._me = me
 
-    async def campaign(self, lease: Lease) -> Leadership:
-        """Wait until elected. Raises LeaseLostError when the lease ends first; then campaign again with a new one."""
+    async def campaign(self, lease: Lease, on_line: OnLine = lambda _: None) -> Leadership:
+        """Wait until elected; `on_line` is told who is ahead, the leader first, whenever that may have changed.
+
+        Raises LeaseLostError when the lease ends first; then campaign again with a new one.
+        """
         key = Key(Kind.LEADERS, (self._role, f"{lease.id:x}"))
         created = await self._enter(key, lease)
-        elected = asyncio.create_task(self._wait_for_turn(key, created))
+        elected = asyncio.create_task(self._wait_for_turn(key, created, on_line))
         try:
             await asyncio.wait((elected, lease.lost), return_when=asyncio.FIRST_COMPLETED)
             if not elected.done():
@@ -75,8 +81,8 @@ class Election:
             raise StoreUnavailableError(f"could not enter the election of {self._role}")
         return entry.create_revision
 
-    async def _wait_for_turn(self, key: Key, created: int) -> None:
-        candidates: dict[Key, int] = {}
+    async def _wait_for_turn(self, key: Key, created: int, on_line: OnLine) -> None:
+        candidates: dict[Key, Entry] = {}
         async with contextlib.aclosing(self._store.follow(Kind.LEADERS, self._role)) as batches:
             async for batch in batches:
                 if isinstance(batch, Snapshot):
@@ -85,8 +91,11 @@ class Election:
                     if entry.value is None or not entry.lease:  # a corrupt one with a lease may lead
                         candidates.pop(entry.key, None)
                     else:
-                        candidates[entry.key] = entry.create_revision
+                        candidates[entry.key] = entry
                 if key not in candidates:
                     raise LeaseLostError(f"candidate for {self._role} was removed")
-                if created == min(candidates.values()):
+                line = sorted(candidates.values(), key=lambda candidate: candidate.create_revision)
+                ahead = tuple(candidate for candidate in line if candidate.create_revision < created)
+                on_line(ahead)
+                if not ahead:
                     return

@@ -38,9 +38,19 @@ Progress = Callable[[int, int], None]
 
 
 def failover(
-    style: str, trials: int, fault: str, degree: int, lease_ttl_s: float, etcd_program: str | None, progress: Progress
+    style: str,
+    trials: int,
+    fault: str,
+    mode: str,
+    degree: int,
+    lease_ttl_s: float,
+    etcd_program: str | None,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Measure kill to first line of the body, `trials` times. `fault`: "process" (SIGKILL) or "host" (all of it)."""
+    """Measure kill to first line of the body, `trials` times.
+
+    `fault`: "process" (SIGKILL) or "host" (all of it); `mode`: the application's failover, "safe" or "fast".
+    """
     samples: dict[str, list[float]] = {name: [] for name in ("total", *PHASES)}
     floors: dict[str, list[float]] = {}
     with EmbeddedEtcd(etcd_program) as etcd:
@@ -48,11 +58,14 @@ def failover(
         floors["put_to_event"] = asyncio.run(_put_to_event(etcd.endpoint))
         if style == "cold":
             floors["by_hand"] = [_by_hand() for _ in range(FLOOR_ROUNDS)]
-        with LocalCluster(3, etcd=etcd, lease_ttl_s=lease_ttl_s) as cluster, Probe(cluster, "bench", style, degree) as probe:
+        with (
+            LocalCluster(3, etcd=etcd, lease_ttl_s=lease_ttl_s) as cluster,
+            Probe(cluster, "bench", style, degree, "--failover", mode) as probe,
+        ):
             probe.start()
             for trial in range(trials):
                 probe.wait_settled(SETTLE_S + random.random() * 0.05)
-                done = probe.crash() if fault == "process" else probe.lose_host()
+                done = probe.crash() if fault == "process" else probe.lose_host(silently=mode == "fast")
                 samples["total"].append(done.total_ms)
                 for name, value in done.phases.items():
                     samples[name].append(value)
@@ -69,7 +82,14 @@ def failover(
         ratios["total_vs_ttl"] = round(total / (1000 * lease_ttl_s), 3)
     return {
         "bench": "failover",
-        "parameters": {"style": style, "trials": trials, "fault": fault, "degree": degree, "lease_ttl_s": lease_ttl_s},
+        "parameters": {
+            "style": style,
+            "trials": trials,
+            "fault": fault,
+            "failover": mode,
+            "degree": degree,
+            "lease_ttl_s": lease_ttl_s,
+        },
         "environment": environment(program),
         "metrics": metrics,
         "floors": {name: summary(values) for name, values in floors.items()},

@@ -25,7 +25,7 @@ from etcdreplica.guardian.tree import end_all
 from etcdreplica.model import AssignmentState, Event, ReplicaState
 from etcdreplica.store import Corrupt, EtcdOptions, Kind, Snapshot, Store
 from etcdreplica.testing.etcd import EmbeddedEtcd
-from etcdreplica.testing.processes import kill_tree, spawn_bound, stop
+from etcdreplica.testing.processes import descendants, kill_tree, spawn_bound, stop
 from etcdreplica.words import Role
 
 LONGEST_DIRECTORY = 60  # a socket's whole path may have 107 bytes
@@ -69,6 +69,13 @@ class LocalHost:
             if guardian := last_guardian(self.directory):
                 end_all(guardian)
         self._kill_programs()
+
+    def freeze(self) -> None:
+        """SIGSTOP everything on it: it falls silent, as a host that is lost does. Only `kill` is of use after that."""
+        if self.process is not None:
+            for pid in (self.process.pid, *descendants(self.process.pid), *(program.pid for program in self.programs)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
 
     def stop(self, grace_s: float = 20.0) -> None:
         """Stop its node in an orderly way, then whatever was started by hand."""
@@ -182,16 +189,22 @@ class LocalCluster:
 
     def restart(self, host: str) -> None:
         """Start the node of a host that was killed or stopped, and wait until the host is up."""
+        before = self.view.hosts.get(host)  # its lease may still live
         self.hosts[host].start()
-        self.wait_until(lambda view: host in view.hosts, f"{host} to come up")
+        self.wait_until(
+            lambda view: host in view.hosts and (before is None or view.hosts[host].session != before.session),
+            f"{host} to come up",
+        )
 
     def primary(self, app: str) -> tuple[str, int]:
         """Return the primary's host and process id. Raises LookupError when it has none."""
         known = self.view.apps.get(app)
-        for host, replica in list(known.replicas.items()) if known else ():
-            if replica.role is Role.PRIMARY and replica.pid is not None:
-                return host, replica.pid
-        raise LookupError(f"{app} has no primary")
+        shown = list(known.replicas.items()) if known else []
+        found = [(r.epoch, host, r.pid) for host, r in shown if r.role is Role.PRIMARY and r.pid is not None]
+        if not found:
+            raise LookupError(f"{app} has no primary")
+        _, host, pid = max(found)  # an earlier one is shown until its lease ends, even if it was given up
+        return host, pid
 
     def kill_replica(self, app: str) -> tuple[str, int]:
         """SIGKILL the primary's process; return its host and process id."""

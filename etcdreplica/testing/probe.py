@@ -82,12 +82,15 @@ class Probe:
         self._take_report()
         return self._event(host, before).failure
 
-    def lose_host(self) -> Failover:
-        """SIGKILL everything on the primary's host."""
-        host, _ = self.cluster.primary(self.name)
-        started = boottime()
-        self.cluster.hosts[host].kill()
-        return self._measure(started, host)
+    def lose_host(self, *, silently: bool = False) -> Failover:
+        """SIGKILL everything on the primary's host; `silently`: as when its cable is cut, so that it refuses nothing."""
+        name, _ = self.cluster.primary(self.name)
+        host, started = self.cluster.hosts[name], boottime()
+        host.freeze() if silently else host.kill()
+        try:
+            return self._measure(started, name)
+        finally:
+            host.kill()
 
     def wait_settled(self, seconds: float) -> None:
         """Wait until the application is whole again and its body has run for so long."""

@@ -19,6 +19,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--name", default="sample")
 parser.add_argument("--style", default="warm")
 parser.add_argument("--degree", type=int, default=2)
+parser.add_argument("--failover", default="safe")
 parser.add_argument("--report")
 parser.add_argument("--hang-timeout", type=float, default=10.0)
 parser.add_argument("--resident-mib", type=int, default=0, help="memory that the primary fills")
@@ -41,6 +42,7 @@ def report(replica: Replica, at: float) -> None:
     stop_timeout=5.0,
     hang_timeout=options.hang_timeout,
     max_restarts=0,
+    failover=options.failover,
 )
 def main(replica: Replica) -> None:
     """Answer every connection with who this is."""

@@ -120,6 +120,8 @@ def test_bad_settings_of_a_daemon_exit_2(
         (("--capacity", "0"), "capacity 0"),
         (("--label", "zone"), "zone"),
         (("--label", "=a"), "KEY=VALUE"),
+        (("--peer-listen", "nowhere"), "peer address 'nowhere'"),
+        (("--peer-listen", "0.0.0.0:0"), "--insecure"),
         (("--socket", "/tmp/" + "x" * 110), "107 bytes"),
         (("--socket", "/proc/nowhere/s"), "/proc/nowhere/s"),
         (("--state-dir", "/etc/passwd"), "/etc/passwd"),

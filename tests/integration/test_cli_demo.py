@@ -82,7 +82,8 @@ def test_bench_failover() -> None:
     shown = json.loads(done.stdout)
     assert set(shown) == {"bench", "parameters", "environment", "metrics", "floors", "peers", "ratios", "ok"}
     assert (shown["bench"], shown["ok"]) == ("failover", True)
-    assert shown["parameters"] == {"style": "warm", "trials": 2, "fault": "process", "degree": 2, "lease_ttl_s": 2.0}
+    agreed = {"style": "warm", "trials": 2, "fault": "process", "failover": "safe", "degree": 2, "lease_ttl_s": 2.0}
+    assert shown["parameters"] == agreed
     assert {"python", "kernel", "cpus", "etcd"} <= set(shown["environment"])
     assert set(shown["metrics"]) == {"total", "detected", "decided", "promoted", "body"}
     assert shown["floors"]

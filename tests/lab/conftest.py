@@ -13,6 +13,7 @@ from attrs import frozen
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 
 HOSTS = ("host-a", "host-b", "host-c")
+FIRST = 10  # of their addresses
 
 
 @frozen
@@ -25,6 +26,10 @@ class Network:
     def address(self) -> str:
         """The address at which the hosts reach this machine."""
         return "10.213.77.1"
+
+    def address_of(self, host: str) -> str:
+        """The address of a host."""
+        return f"10.213.77.{FIRST + HOSTS.index(host)}"
 
     def namespace(self, host: str) -> str:
         """The namespace of a host."""
@@ -44,13 +49,13 @@ class Network:
         _ip("link", "add", bridge, "type", "bridge")
         _ip("addr", "add", f"{self.address}/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
-        for number, host in enumerate(HOSTS, start=10):
+        for host in HOSTS:
             name, inner = self.namespace(host), f"er{self.tag}i{host[-1]}"
             _ip("netns", "add", name)
             _ip("link", "add", self._cable(host), "type", "veth", "peer", "name", inner)
             _ip("link", "set", inner, "netns", name)
             _ip("link", "set", self._cable(host), "master", bridge, "up")
-            _ip("-n", name, "addr", "add", f"10.213.77.{number}/24", "dev", inner)
+            _ip("-n", name, "addr", "add", f"{self.address_of(host)}/24", "dev", inner)
             _ip("-n", name, "link", "set", inner, "up")
             _ip("-n", name, "link", "set", "lo", "up")
 

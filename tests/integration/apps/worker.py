@@ -20,6 +20,7 @@ parser.add_argument("--style", default="warm")
 parser.add_argument("--degree", type=int, default=2)
 parser.add_argument("--hosts", nargs="*")
 parser.add_argument("--label", default="")
+parser.add_argument("--failover", default="safe")
 parser.add_argument("--keep", default="until-done")
 parser.add_argument("--stop-timeout", type=float, default=10.0)
 parser.add_argument("--async", dest="use_async", action="store_true")
@@ -72,6 +73,7 @@ protect = protected(
     hosts=options.hosts,
     labels=dict([options.label.split("=")]) if options.label else None,
     keep=options.keep,
+    failover=options.failover,
     stop_timeout=options.stop_timeout,
     restarts_here=options.restarts_here,
     max_restarts=options.max_restarts,
