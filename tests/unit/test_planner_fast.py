@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from etcdreplica.core.planner import lost_seats
+from etcdreplica.core.brake import lost_seats
 from etcdreplica.core.view import Loss
 from etcdreplica.words import Failover, Role
 from tests.unit.planner_world import APP, World, placed
