@@ -12,6 +12,7 @@ The deadline: a timer of the kernel that kills this process, whatever its thread
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import fcntl
 import mmap
@@ -54,6 +55,14 @@ def become_subreaper() -> None:
 
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+def set_precedence(nice: int) -> None:
+    """Have the scheduler prefer this process, and its session, to others where it may: below 0 takes a privilege."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as autogroup:  # noqa: PTH123
+        autogroup.write(str(nice))  # where sessions compete with each other, not processes
 
 
 class Deadline:

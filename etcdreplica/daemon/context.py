@@ -9,6 +9,7 @@ from attrs import frozen
 from etcdreplica.clock import Clock
 from etcdreplica.daemon.guard import Guard
 from etcdreplica.daemon.settings import NodeSettings
+from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.store import Lease, Store
 
@@ -21,6 +22,7 @@ class HostContext:
     store: Store
     clock: Clock
     guard: Guard
+    starts: Starts
     state: StateFile
     session: int
     lease: Lease  # of the host

@@ -63,9 +63,10 @@ class Run:
         self._given_up = False
         self._completed = False
         self._ending: asyncio.Task[None] | None = None
-        self._progress_shown_at = 0.0
+        self._progress_due = 0.0
         self._error = ""
         self._hung = ""
+        self._watched = False  # for signs of life
         self._evidence = ""
         self._vitals = Vitals()
         self._prober: Prober | None = None
@@ -74,6 +75,7 @@ class Run:
         self._stop = asyncio.Event()
         self._promoted = asyncio.Event()
         self._done = asyncio.Event()
+        self._attached = asyncio.Event()
         self._publisher = Publisher(
             context.store,
             self.key,
@@ -184,6 +186,7 @@ class Run:
             return
         self.process.include(connection.pid)
         self._connection = connection
+        self._attached.set()
         connection.on_message = self._on_message
         placement = self.placement
         connection.send(
@@ -213,16 +216,18 @@ class Run:
 
     def check(self, at: float) -> None:
         """Look for signs of life; `at` is time as far as the WatchDog was awake."""
-        if self._registration is None or self.process is None or self.process.exited.done() or self._is_hung.is_set():
+        if not self._watched or self._registration is None:
             return
-        if self._vitals.page is not None:
-            self._show_progress(self._vitals.page.read(Slot.PROGRESS))
+        if at >= self._progress_due:
+            self._progress_due = at + PROGRESS_SHOWN_S
+            self._show_progress()
         if reason := self._vitals.verdict(self._registration, at):
             self.hang(reason)
 
     def hang(self, reason: str) -> None:
         """End this replica because it is hung."""
-        if not self._is_hung.is_set():
+        if self._watched:
+            self._watched = False
             log.warning("%s: hung: %s", self.app, reason)
             self._hung = reason
             self._is_hung.set()
@@ -265,10 +270,10 @@ class Run:
             self._prober = Prober(self._registration.probes, shell_runner(program.cwd, environment), self.hang)
             self._prober.start()
 
-    def _show_progress(self, at: float) -> None:
-        if at > 0 and abs(at - self._progress_shown_at) >= PROGRESS_SHOWN_S:
-            self._progress_shown_at = at
-            self._publisher.show(progress_at=min(at, self._context.clock()))
+    def _show_progress(self) -> None:
+        progress_at = self._vitals.page.read(Slot.PROGRESS) if self._vitals.page else 0.0
+        if progress_at not in (0.0, self._publisher.replica.progress_at):
+            self._publisher.show(progress_at=min(progress_at, self._context.clock()))
 
     def _tell_role(self) -> None:
         if self._connection is not None:
@@ -301,9 +306,7 @@ class Run:
                 await self._first(self._promoted.wait(), self._stop.wait(), self._hold.ended())
             if self.process is not None or (not self._stop.is_set() and self._hold.left > 0):
                 await self._start(registration)
-                kind, reason = await self._live(registration)
-            else:
-                kind, reason = self._why()
+            kind, reason = await self._live(registration) if self.process is not None else self._why()
         except RefusedError as error:
             kind, reason = FailureKind.REFUSED, str(error)
         except asyncio.CancelledError:
@@ -345,9 +348,9 @@ class Run:
             except ProcessLookupError:
                 candidate = None
         if self.process is None:
-            self._spawning = asyncio.create_task(self._spawn(registration))
-            self.process = await asyncio.shield(self._spawning)
-            self._spawning = None
+            self.process = await self._start_program(registration)
+            if self.process is None:
+                return
         self.process.on_exit = self._on_exit
         self._started_at = self._context.clock()
         self._publisher.show(pid=self.process.pid)
@@ -355,6 +358,24 @@ class Run:
         for connection in (candidate, *early):
             if connection is not None and connection.is_open:
                 self.attach(connection)
+
+    async def _start_program(self, registration: Registration) -> ReplicaProcess | None:
+        """Start it when it is its turn; None if it is not wanted any more by then."""
+        starts = self._context.starts
+        turn = asyncio.create_task(starts.turn())
+        await self._first(turn, self._stop.wait(), self._hold.ended())
+        if not turn.done() or turn.cancelled() or self._stop.is_set() or self._hold.left <= 0:
+            turn.add_done_callback(lambda task: None if task.cancelled() else starts.over())
+            return None
+        self._spawning = asyncio.create_task(self._spawn(registration))
+        try:
+            process = await asyncio.shield(self._spawning)
+        except BaseException:
+            starts.over()
+            raise
+        self._spawning = None
+        starts.over_with(self._first(process.exited, self._attached.wait()))
+        return process
 
     async def _spawn(self, registration: Registration) -> ReplicaProcess:
         context, number = self._context, self.placement.incarnation
@@ -367,7 +388,9 @@ class Run:
         """Wait for the end, and return what it was."""
         process = self.process
         assert process is not None
+        self._watched = True
         await self._first(process.exited, self._stop.wait(), self._done.wait(), self._is_hung.wait(), self._hold.ended())
+        self._watched = False
         if self._done.is_set() or (process.exited.done() and self._returned_zero(process)):
             return await self._complete(registration, process)
         if process.exited.done():

@@ -32,6 +32,7 @@ from etcdreplica.daemon.publisher import insist
 from etcdreplica.daemon.registry import register, unregister
 from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
+from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
 from etcdreplica.guardian.tree import Tree
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 RETRY_S = 0.5
 REPORT_S = 3.0  # how long a stopping WatchDog tries to report to etcd
 TICK_S = 0.05  # how often the signs of life are looked at
-EXTEND_S = 0.02  # confirmations of leases are passed on to the guardian in bunches
+EXTEND = 1 / 20  # of a TTL: how long confirmations of leases are gathered before the guardian is told
 
 
 class WatchDog:
@@ -104,7 +105,7 @@ class WatchDog:
 
     def _on_confirm(self, _: Lease) -> None:
         if self._extending is None:
-            self._extending = asyncio.get_running_loop().call_later(EXTEND_S, self._extend)
+            self._extending = asyncio.get_running_loop().call_later(EXTEND * self.settings.lease_ttl_s, self._extend)
 
     def _extend(self) -> None:
         """Move the deadlines of everything that runs here to where its leases have been confirmed."""
@@ -289,7 +290,7 @@ class WatchDog:
 
     def _begin_session(self, session: int, lease: Lease) -> HostContext:
         self._context = HostContext(
-            self.settings, self._store, self.clock, self.guard, self._state, session=session, lease=lease
+            self.settings, self._store, self.clock, self.guard, Starts(), self._state, session=session, lease=lease
         )
         return self._context
 

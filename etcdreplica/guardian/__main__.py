@@ -20,12 +20,12 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from etcdreplica.app.kernel import Deadline, become_subreaper
+from etcdreplica.app.kernel import Deadline, become_subreaper, set_precedence
 from etcdreplica.app.protocol import GUARDIAN_ENV, Decoder, Message, encode
 from etcdreplica.clock import boottime
 from etcdreplica.errors import ProtocolError
 from etcdreplica.guardian.tree import Tree, control_group
-from etcdreplica.guardian.wards import Ward
+from etcdreplica.guardian.wards import URGENT_NICE, Ward
 
 if TYPE_CHECKING:
     from typing import Any
@@ -68,6 +68,7 @@ class Guardian:
     def run(self) -> int:
         """Guard until the WatchDog has ended for good; return its exit code."""
         become_subreaper()
+        set_precedence(URGENT_NICE)
         while self._code is None:
             ready = dict(self._poll.poll(self._wait_ms()))
             if self._signals in ready:

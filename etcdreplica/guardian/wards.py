@@ -10,13 +10,14 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from etcdreplica.app.kernel import die_with_parent
+from etcdreplica.app.kernel import die_with_parent, set_precedence
 from etcdreplica.app.protocol import MARK_ENV
 from etcdreplica.guardian.tree import Tree, make_control_group, start_time
 
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+URGENT_NICE = -15  # of the guardian and of daemons: what must renew leases cannot wait for a hundred programs that start
 LOG_LIMIT = 10 << 20  # a larger log is put aside at the next start
 
 
@@ -71,7 +72,7 @@ class Ward:
             if os.getpid() == guardian:
                 os.close(tell)
         if pid == 0:
-            _become(guardian, group, mark, program, tell)
+            _become(guardian, group, mark, URGENT_NICE if self.name.startswith("@") else 0, program, tell)
         self.pid, self.started = pid, start_time(pid)
 
     def outcome(self) -> int | None:
@@ -86,7 +87,7 @@ class Ward:
         return int(told) if told else 0
 
 
-def _become(guardian: int, group: str | None, mark: str, program: Mapping[str, Any], tell: int) -> NoReturn:
+def _become(guardian: int, group: str | None, mark: str, nice: int, program: Mapping[str, Any], tell: int) -> NoReturn:
     """Turn this new child into the program."""
     code = errno.ENOEXEC
     try:
@@ -95,6 +96,7 @@ def _become(guardian: int, group: str | None, mark: str, program: Mapping[str, A
             with contextlib.suppress(OSError), open(f"{group}/cgroup.procs", "wb", buffering=0) as procs:  # noqa: PTH123
                 procs.write(b"0")
         die_with_parent(signal.SIGKILL, guardian)
+        set_precedence(nice)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; exec would pass that on
             signal.signal(number, signal.SIG_DFL)
         _redirect(program.get("log"))
