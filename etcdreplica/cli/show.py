@@ -125,6 +125,8 @@ def describe_command(output: str, name: str, **options: Any) -> None:
             f"{_time(event['wall'])}  {failure['host']} {failure['role']} {failure['kind']}: "
             f"{failure['reason']}; {event['action']}"
         )
+        for line in failure["evidence"].splitlines():
+            click.echo(f"    {line}")
 
 
 async def read_view(store: Store) -> tuple[ClusterView, dict[str, str]]:
