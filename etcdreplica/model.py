@@ -173,6 +173,11 @@ class Registration:
         check_count("max_restarts", self.max_restarts)
         check_seconds("restart_window", self.restart_window_s, 1)
 
+    def program_on(self, host: str) -> Program:
+        """Return the program as a host is to run it."""
+        override = self.overrides.get(host)
+        return override.apply(self.program) if override else self.program
+
     def differences(self, other: Registration) -> list[str]:
         """Name the settings that differ, as people read them; the environment and the origin do not count."""
         names = [name for name in fields_dict(Registration) if name not in ("name", "program", "origin")]

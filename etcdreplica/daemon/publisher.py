@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from attrs import evolve
 
 from etcdreplica.core.lifecycle import advance
-from etcdreplica.errors import CorruptValueError, StoreError
+from etcdreplica.daemon.waiting import insist
 from etcdreplica.model import Replica
 from etcdreplica.store import Key, Lease, Put, Store, Txn
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-RETRY_S = 0.2
-
-
-async def insist(what: str, call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a call until etcd has answered it. Only for what may happen twice. Raises CorruptValueError."""
-    while True:
-        try:
-            return await call()
-        except CorruptValueError:
-            raise
-        except StoreError as error:
-            log.warning("%s: %s; trying again", what, error)
-            await asyncio.sleep(RETRY_S)
 
 
 class Publisher:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from etcdreplica.errors import RefusedError, StoreError
+from etcdreplica.daemon.waiting import insist
+from etcdreplica.errors import CorruptValueError, RefusedError, StoreError
 from etcdreplica.model import Assignment, AssignmentState, Registration
 from etcdreplica.store import Corrupt, Delete, Key, Kind, Put, Store, Txn, Unchanged
 
@@ -30,6 +31,18 @@ async def register(store: Store, registration: Registration, here: str) -> int:
     if not result.succeeded:
         raise RefusedError(f"another process has just registered {name}: see 'etcdreplica status {name}'")
     return result.revision
+
+
+async def read_registration(store: Store, app: str) -> Registration:
+    """Read one, however long etcd is away. Raises RefusedError when it is corrupt or gone."""
+    key = Key(Kind.REGISTRATIONS, (app,))
+    try:
+        entry = await insist(f"reading {key}", lambda: store.get(key))
+    except CorruptValueError as error:
+        raise RefusedError(str(error)) from None
+    if entry is None:
+        raise RefusedError("its registration is gone")
+    return entry.value  # type: ignore[no-any-return]
 
 
 async def unregister(store: Store, name: str, revision: int) -> None:

@@ -11,28 +11,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import time
 from typing import Any
 
 from attrs import evolve
 
-from etcdreplica.app.kernel import Slot
-from etcdreplica.app.protocol import INCARNATION_ENV, MARK_ENV, SOCKET_ENV, Message
+from etcdreplica.app.protocol import INCARNATION_ENV, SOCKET_ENV, Message
 from etcdreplica.core.hang import pulse_interval_s
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import WardView
 from etcdreplica.daemon.hold import Hold
 from etcdreplica.daemon.memo import Memo
-from etcdreplica.daemon.probes import Prober, shell_runner
 from etcdreplica.daemon.process import ReplicaProcess, check_program
-from etcdreplica.daemon.publisher import Publisher, insist
+from etcdreplica.daemon.publisher import Publisher
+from etcdreplica.daemon.registry import read_registration
 from etcdreplica.daemon.report import report, withdrawal
 from etcdreplica.daemon.vitals import Vitals
-from etcdreplica.errors import CorruptValueError, ProtocolError, RefusedError, StoreError
-from etcdreplica.model import Failure, FailureKind, Placement, Program, Registration, Replica, ReplicaState, Succession
+from etcdreplica.daemon.waiting import first, insist
+from etcdreplica.errors import ProtocolError, RefusedError, StoreError
+from etcdreplica.model import Failure, FailureKind, Placement, Registration, Replica, ReplicaState, Succession
 from etcdreplica.store import Key, Kind, Lease, Txn
 from etcdreplica.words import Keep, Role, Style
 
@@ -65,13 +64,10 @@ class Run:
         self._ending: asyncio.Task[None] | None = None
         self._progress_due = 0.0
         self._error = ""
-        self._hung = ""
-        self._watched = False  # for signs of life
         self._evidence = ""
-        self._vitals = Vitals()
-        self._prober: Prober | None = None
         self._spawning: asyncio.Task[ReplicaProcess] | None = None
         self._is_hung = asyncio.Event()
+        self._vitals = Vitals(self._is_hung.set)
         self._stop = asyncio.Event()
         self._promoted = asyncio.Event()
         self._done = asyncio.Event()
@@ -175,7 +171,8 @@ class Run:
 
     def attach(self, connection: AppConnection) -> None:
         """The process has reached the decorated call."""
-        if self.process is None:  # it was quicker than the guardian's word that it has been started
+        registration = self._registration
+        if self.process is None or registration is None:  # it is quicker than the guardian, or etcd, told us of it
             self._early.append(connection)
             return
         if not self.process.has(connection.pid):
@@ -195,12 +192,12 @@ class Run:
             role=placement.role,
             epoch=placement.epoch,
             incarnation=placement.incarnation,
-            pulse=pulse_interval_s(self._registration.hang_timeout_s if self._registration else 0.0),
+            pulse=pulse_interval_s(registration.hang_timeout_s),
             **self._own_deadline(),
         )
         if self._stop.is_set():
             connection.send("stop")
-        elif self._registration and self._registration.style is Style.WARM and placement.role is Role.BACKUP:
+        elif registration.style is Style.WARM and placement.role is Role.BACKUP:
             self._publisher.show(state=ReplicaState.READY)
 
     def renewed(self) -> None:
@@ -216,21 +213,10 @@ class Run:
 
     def check(self, at: float) -> None:
         """Look for signs of life; `at` is time as far as the WatchDog was awake."""
-        if not self._watched or self._registration is None:
-            return
+        self._vitals.check(at)
         if at >= self._progress_due:
             self._progress_due = at + PROGRESS_SHOWN_S
             self._show_progress()
-        if reason := self._vitals.verdict(self._registration, at):
-            self.hang(reason)
-
-    def hang(self, reason: str) -> None:
-        """End this replica because it is hung."""
-        if self._watched:
-            self._watched = False
-            log.warning("%s: hung: %s", self.app, reason)
-            self._hung = reason
-            self._is_hung.set()
 
     def _on_message(self, message: Message) -> None:
         kind = message["type"]
@@ -240,7 +226,7 @@ class Run:
             self._started_at = body_at
             if self._publisher.replica.state in (ReplicaState.STARTING, ReplicaState.READY):
                 self._publisher.show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
-                self._probe()
+                self._ask_probes()
         elif kind == "page":
             assert self._connection is not None
             self._vitals.attach(self._connection.pid, message)
@@ -262,16 +248,8 @@ class Run:
         else:
             raise ProtocolError(f"unknown message {kind!r}")
 
-    def _probe(self) -> None:
-        """Ask the probes from now on."""
-        if self._prober is None and self._registration is not None and self._registration.probes:
-            program = self._program(self._registration)
-            environment = {**program.env, MARK_ENV: os.environ[MARK_ENV]}  # what a probe leaves behind ends with us
-            self._prober = Prober(self._registration.probes, shell_runner(program.cwd, environment), self.hang)
-            self._prober.start()
-
     def _show_progress(self) -> None:
-        progress_at = self._vitals.page.read(Slot.PROGRESS) if self._vitals.page else 0.0
+        progress_at = self._vitals.progress_at
         if progress_at not in (0.0, self._publisher.replica.progress_at):
             self._publisher.show(progress_at=min(progress_at, self._context.clock()))
 
@@ -293,7 +271,7 @@ class Run:
         """Live."""
         kind, reason = FailureKind.EXIT, "its WatchDog failed"
         try:
-            registration = self._registration = await self._read_registration()
+            registration = self._registration = await read_registration(self._context.store, self.app)
             store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
             self._remember()
             if self._hold.own is None:
@@ -301,9 +279,9 @@ class Run:
                 self._remember()
             self._publisher.start(self._hold.own)
             if registration.style is Style.COLD and self.process is None and not self._promoted.is_set():
-                check_program(self._program(registration))  # what is started at once is checked there
+                check_program(registration.program_on(self._context.host))  # what is started at once is checked there
                 self._publisher.show(state=ReplicaState.STANDBY)
-                await self._first(self._promoted.wait(), self._stop.wait(), self._hold.ended())
+                await first(self._promoted.wait(), self._stop.wait(), self._hold.ended())
             if self.process is not None or (not self._stop.is_set() and self._hold.left > 0):
                 await self._start(registration)
             kind, reason = await self._live(registration) if self.process is not None else self._why()
@@ -323,8 +301,7 @@ class Run:
     async def _abandon(self) -> None:
         """The session is over, and etcd is to learn of the end from the lease."""
         self._publisher.stop()
-        if self._prober is not None:
-            self._prober.stop()
+        self._vitals.end()
         if self._ending is not None:
             self._ending.cancel()
         if self._spawning is not None:
@@ -335,8 +312,7 @@ class Run:
 
     async def _start(self, registration: Registration) -> None:
         if self.process is not None:  # taken over
-            if self._publisher.replica.state is ReplicaState.RUNNING:
-                self._probe()
+            self._attach_early()
             return
         if self._publisher.replica.state is ReplicaState.STANDBY:
             self._publisher.show(state=ReplicaState.STARTING)
@@ -354,16 +330,24 @@ class Run:
         self.process.on_exit = self._on_exit
         self._started_at = self._context.clock()
         self._publisher.show(pid=self.process.pid)
+        self._early += [candidate] if candidate is not None else []
+        self._attach_early()
+
+    def _attach_early(self) -> None:
         early, self._early = self._early, []
-        for connection in (candidate, *early):
-            if connection is not None and connection.is_open:
+        for connection in early:
+            if connection.is_open:
                 self.attach(connection)
+
+    def _ask_probes(self) -> None:
+        if self._registration is not None and self._publisher.replica.state is ReplicaState.RUNNING:
+            self._vitals.probe(self._registration.program_on(self._context.host))
 
     async def _start_program(self, registration: Registration) -> ReplicaProcess | None:
         """Start it when it is its turn; None if it is not wanted any more by then."""
         starts = self._context.starts
         turn = asyncio.create_task(starts.turn())
-        await self._first(turn, self._stop.wait(), self._hold.ended())
+        await first(turn, self._stop.wait(), self._hold.ended())
         if not turn.done() or turn.cancelled() or self._stop.is_set() or self._hold.left <= 0:
             turn.add_done_callback(lambda task: None if task.cancelled() else starts.over())
             return None
@@ -374,30 +358,36 @@ class Run:
             starts.over()
             raise
         self._spawning = None
-        starts.over_with(self._first(process.exited, self._attached.wait()))
+        starts.over_with(first(process.exited, self._attached.wait()))
         return process
 
     async def _spawn(self, registration: Registration) -> ReplicaProcess:
         context, number = self._context, self.placement.incarnation
         environment = {SOCKET_ENV: str(context.settings.socket_path), INCARNATION_ENV: str(number)}
         return await ReplicaProcess.spawn(
-            context.guard, self.app, number, self._program(registration), environment, context.log_path(self.app)
+            context.guard,
+            self.app,
+            number,
+            registration.program_on(self._context.host),
+            environment,
+            context.log_path(self.app),
         )
 
     async def _live(self, registration: Registration) -> tuple[FailureKind, str]:
         """Wait for the end, and return what it was."""
         process = self.process
         assert process is not None
-        self._watched = True
-        await self._first(process.exited, self._stop.wait(), self._done.wait(), self._is_hung.wait(), self._hold.ended())
-        self._watched = False
+        self._vitals.begin(registration)
+        self._ask_probes()
+        await first(process.exited, self._stop.wait(), self._done.wait(), self._is_hung.wait(), self._hold.ended())
+        self._vitals.end()
         if self._done.is_set() or (process.exited.done() and self._returned_zero(process)):
             return await self._complete(registration, process)
         if process.exited.done():
             return self._why(self._exit_reason(process))
         if self._is_hung.is_set():
             self._evidence = await self._vitals.evidence(process.pid)
-            return FailureKind.HANG, self._hung
+            return FailureKind.HANG, self._vitals.hung
         if self._stop.is_set():
             await self._end_gently(registration, process)
         return self._why()
@@ -450,7 +440,7 @@ class Run:
     async def _wait_exit(self, process: ReplicaProcess, limit_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                await self._first(process.exited, self._hold.ended())
+                await first(process.exited, self._hold.ended())
 
     # --- what it writes --------------------------------------------------------------------------------------------
 
@@ -463,8 +453,7 @@ class Run:
     async def _finish(self, kind: FailureKind, reason: str) -> None:
         """See that it is dead, report the end and call the successor in one transaction, then give the lease up."""
         self._publisher.stop()  # nothing may show the replica again
-        if self._prober is not None:
-            self._prober.stop()
+        self._vitals.end()
         if self.process is not None and not self._completed:
             await self.process.kill()
         quiet = self._completed or self._given_up
@@ -510,28 +499,3 @@ class Run:
     async def _commit(self, txn: Txn) -> None:
         """Write, however long etcd is away: the process is dead or done, so nothing is at risk meanwhile."""
         await insist(f"reporting {self.app}", lambda: self._context.store.commit(txn))
-
-    async def _read_registration(self) -> Registration:
-        """Raises RefusedError for one that is corrupt or gone."""
-        key = Key(Kind.REGISTRATIONS, (self.app,))
-        try:
-            entry = await insist(f"reading {key}", lambda: self._context.store.get(key))
-        except CorruptValueError as error:
-            raise RefusedError(str(error)) from None
-        if entry is None:
-            raise RefusedError("its registration is gone")
-        return entry.value  # type: ignore[no-any-return]
-
-    def _program(self, registration: Registration) -> Program:
-        override = registration.overrides.get(self._context.host)
-        return override.apply(registration.program) if override else registration.program
-
-    async def _first(self, *waits: object) -> None:
-        """Return when the first of them is done, and cancel the rest but futures."""
-        tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                if isinstance(task, asyncio.Task):
-                    task.cancel()

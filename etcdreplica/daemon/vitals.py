@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from etcdreplica.app.kernel import Slot
-from etcdreplica.app.protocol import Message
+from etcdreplica.app.protocol import MARK_ENV, Message
 from etcdreplica.app.stacks import STACKS_NAME
 from etcdreplica.core.hang import Silence
 from etcdreplica.core.probing import call_verdict
+from etcdreplica.daemon.probes import Prober, shell_runner
 from etcdreplica.daemon.status_page import StatusPage, open_memory
 from etcdreplica.errors import ProtocolError
 from etcdreplica.guardian.tree import start_time
-from etcdreplica.model import Probe, Registration
+from etcdreplica.model import Probe, Program, Registration
 from etcdreplica.words import PROBE_CALL
 
 EVIDENCE_LIMIT = 8192  # characters; it stands in etcd
@@ -30,11 +32,18 @@ _WORDS = {
 
 
 class Vitals:
-    """Signs of life of one process. `at` is time as `core.hang.Awake` tells it."""
+    """Signs of life of one process, judged between `begin` and `end`. `at` is time as `core.hang.Awake` tells it.
 
-    def __init__(self) -> None:
+    `on_hung` is called once, when it is found hung; `hung` then says why.
+    """
+
+    def __init__(self, on_hung: Callable[[], None]) -> None:
         self.page: StatusPage | None = None
         self.health = 0, ""  # bad answers of the `health` function in a row, and the last one's reason
+        self.hung = ""
+        self._on_hung = on_hung
+        self._registration: Registration | None = None  # while it is judged
+        self._prober: Prober | None = None
         self._pid = 0
         self._stacks: tuple[int, int] | None = None  # its descriptor of the memory, and the signal that fills it
         self._silences = {slot: Silence() for slot in _WORDS}
@@ -51,8 +60,39 @@ class Vitals:
         if signal.SIGRTMIN <= int(message.get("signal", 0)) <= signal.SIGRTMAX:
             self._stacks = int(message["stacks"]), int(message["signal"])
 
-    def verdict(self, registration: Registration, at: float) -> str:
-        """Return why it counts as hung, or nothing."""
+    def begin(self, registration: Registration) -> None:
+        """Judge it from now on."""
+        self._registration = registration
+
+    def probe(self, program: Program) -> None:
+        """Ask its probes from now on, once: its body runs."""
+        if self._prober is None and self._registration is not None and self._registration.probes:
+            environment = {**program.env, MARK_ENV: os.environ[MARK_ENV]}  # what a probe leaves behind ends with us
+            self._prober = Prober(self._registration.probes, shell_runner(program.cwd, environment), self._find)
+            self._prober.start()
+
+    def end(self) -> None:
+        """Judge it no longer: it is ending."""
+        self._registration = None
+        if self._prober is not None:
+            self._prober.stop()
+
+    def check(self, at: float) -> None:
+        """Look at the signs of life."""
+        if self._registration is not None and (reason := self._verdict(self._registration, at)):
+            self._find(reason)
+
+    def _find(self, reason: str) -> None:
+        if self._registration is not None and not self.hung:
+            self.hung = reason
+            self._on_hung()
+
+    @property
+    def progress_at(self) -> float:
+        """When the body called `heartbeat` last, if it is to be believed; 0 if it never did."""
+        return self.page.read(Slot.PROGRESS) if self.page is not None else 0.0
+
+    def _verdict(self, registration: Registration, at: float) -> str:
         if self.page is None:
             self._waiting_since = at if self._waiting_since is None else self._waiting_since
             late = at - self._waiting_since > registration.start_timeout_s

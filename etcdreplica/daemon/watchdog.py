@@ -28,12 +28,12 @@ from etcdreplica.daemon.guard import Guard, WardView
 from etcdreplica.daemon.memo import SESSION, Memo, SessionMemo
 from etcdreplica.daemon.peers import PeerServer
 from etcdreplica.daemon.process import KILL_AGAIN_S
-from etcdreplica.daemon.publisher import insist
 from etcdreplica.daemon.registry import register, unregister
 from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.state_file import StateFile
+from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
 from etcdreplica.guardian.tree import Tree
 from etcdreplica.model import Host, Placement, Registration, Succession
