@@ -144,6 +144,8 @@ def nursery(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Nursery]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_of_it_is_dead_after_kill(nursery: Nursery, family: str) -> None:
     """However they have come about; what neither descends from it nor has its mark is alone found by its cgroup."""
+    if not nursery.grouped and family == "children without its environment":
+        pytest.skip("their parent may be killed before they are found")
     tree, pids = nursery.start(*FAMILIES[family])
     assert all(is_alive(pid) for pid in pids)
     assert set(pids) <= set(tree.alive())
@@ -216,17 +218,20 @@ def test_a_number_that_is_somebody_else_s_by_now_is_spared(tmp_path: Path) -> No
     with subprocess.Popen(child, start_new_session=True, stdout=subprocess.PIPE, text=True) as reused:
         assert reused.stdout is not None
         pids = {reused.pid, max(int(reused.stdout.readline()), int(reused.stdout.readline()))}
-        started = start_time(reused.pid)
-        assert started is not None
-        for mark in ("", f"test-{uuid.uuid4().hex}/ward.1"):
-            stranger = Tree(mark, reused.pid, started - 1)
-            stranger.kill()
-            assert stranger.alive() == []
-            assert all(map(is_alive, pids))
-        own = Tree(f"test-{uuid.uuid4().hex}/ward.1", reused.pid, started)
-        assert set(own.alive()) == pids
-        kill_all(own)
-        wait(lambda: not any(map(is_alive, pids)), "its own tree to be dead")
+        try:
+            started = start_time(reused.pid)
+            assert started is not None
+            for mark in ("", f"test-{uuid.uuid4().hex}/ward.1"):
+                stranger = Tree(mark, reused.pid, started - 1)
+                stranger.kill()
+                assert stranger.alive() == []
+                assert all(map(is_alive, pids))
+            own = Tree(f"test-{uuid.uuid4().hex}/ward.1", reused.pid, started)
+            assert set(own.alive()) == pids
+            kill_all(own)
+            wait(lambda: not any(map(is_alive, pids)), "its own tree to be dead")
+        finally:
+            os.killpg(reused.pid, signal.SIGKILL)
 
 
 def test_a_tree_without_a_mark_is_a_process_and_what_descends_from_it(nursery: Nursery) -> None:
