@@ -37,6 +37,9 @@ class Tree:
         if self.group is not None:
             with contextlib.suppress(OSError):  # removed: nothing is left in it
                 _write(f"{self.group}/cgroup.kill", b"1")
+                for pid in self.alive():  # the kernel leaves out a process whose main thread has ended
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
                 return
         if start_time(self.pid) == self.started is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
