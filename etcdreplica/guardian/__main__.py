@@ -37,6 +37,7 @@ RESTART_S = (0.0, 0.0, 0.2, 0.5, 1.0, 2.0)  # after so many WatchDogs that did n
 STEADY_S = 10.0
 FINAL = (0, 1, 2)  # exit codes by which a WatchDog says that it is not to be started again
 WATCHDOG = "@watchdog"
+LONGEST_S = 1e9
 
 
 class Guardian:
@@ -151,7 +152,7 @@ class Guardian:
         try:
             for message in self._decoder.feed(data):
                 self._take(message)
-        except (ProtocolError, KeyError, TypeError, ValueError) as error:
+        except (ProtocolError, KeyError, TypeError, ValueError, AttributeError) as error:
             _say(f"the WatchDog sent what is not the protocol ({error!r}): hung up on it")
             self._signal_watchdog(signal.SIGKILL)
 
@@ -160,16 +161,16 @@ class Guardian:
         if kind == "until":
             for name, until in message["wards"].items():
                 if name in self._wards and not self._wards[name].condemned:
-                    self._wards[name].until = float(until)
+                    self._wards[name].until = _seconds(until)
             return
         if kind == "backstop":
-            self._backstop_s = float(message["after"])
+            self._backstop_s = _seconds(message["after"])
             return
         ward = self._wards.get(message["ward"]) or Ward(message["ward"])
         if kind == "keep":
             ward.memo = message["memo"]
             if "until" in message and not ward.condemned:
-                ward.until = float(message["until"])
+                ward.until = _seconds(message["until"])
         elif kind == "spawn":
             self._spawn(ward, message)
         elif kind == "watch":
@@ -290,6 +291,14 @@ class Guardian:
         if group := control_group(self._id):
             with contextlib.suppress(OSError):
                 os.rmdir(group)  # noqa: PTH106
+
+
+def _seconds(value: Any) -> float:
+    """Return a moment or a time. Raises ValueError for what no timer can be set to: JSON of Python knows NaN and Infinity."""
+    seconds = float(value)
+    if not abs(seconds) < LONGEST_S:
+        raise ValueError(f"not a time: {value}")
+    return seconds
 
 
 def _in_words(code: int) -> str:

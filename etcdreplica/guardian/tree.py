@@ -37,6 +37,9 @@ class Tree:
         if self.group is not None:
             with contextlib.suppress(OSError):  # removed: nothing is left in it
                 _write(f"{self.group}/cgroup.kill", b"1")
+                for pid in self.alive():  # the kernel leaves out a process whose main thread has ended
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
                 return
         if start_time(self.pid) == self.started is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -127,7 +130,7 @@ def control_group(mark: str) -> str | None:
 def start_time(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot, or None if there is none (a zombie counts as none)."""
     fields = _stat(f"/proc/{pid}/stat")
-    return None if fields is None or fields[0] in b"ZX" else int(fields[19])
+    return None if fields is None or _is_zombie(fields) else int(fields[19])
 
 
 def exiting_status(pid: int) -> int | None:
@@ -152,8 +155,13 @@ def _is_over(pid: int) -> bool:
 
 def _all_processes() -> Iterator[tuple[int, list[bytes]]]:
     for name in os.listdir("/proc"):  # noqa: PTH208
-        if name.isdigit() and (fields := _stat(f"/proc/{name}/stat")) is not None and fields[0] not in b"ZX":
+        if name.isdigit() and (fields := _stat(f"/proc/{name}/stat")) is not None and not _is_zombie(fields):
             yield int(name), fields
+
+
+def _is_zombie(fields: list[bytes]) -> bool:
+    """Whether all of a process has ended, and not only its main thread."""
+    return fields[0] in b"ZX" and int(fields[17]) <= 1
 
 
 def _has_mark(pid: int, mark: bytes) -> bool:
