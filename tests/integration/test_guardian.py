@@ -300,6 +300,7 @@ def test_the_next_watchdog_is_told_of_all_wards(host: Host) -> None:
     os.kill(host.process.pid, signal.SIGSTOP)  # so that nobody is there to hear of the end
     os.kill(dog.pid, signal.SIGKILL)
     os.kill(ends, signal.SIGKILL)
+    wait_dead(ends)
     os.kill(host.process.pid, signal.SIGCONT)
     wards = host.next_dog().wards()
     assert set(wards) == {"lives", "ends", "@session", "was"}
