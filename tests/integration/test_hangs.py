@@ -149,7 +149,9 @@ def test_stopped_primary(patient: Patient) -> None:
 def test_no_hang_timeout(make_patient: Callable[[], Patient]) -> None:
     """With None nobody is judged: another application, stopped later on the same hosts, is replaced meanwhile."""
     eternal, mortal = make_patient(), make_patient()
-    epoch, other = eternal.start("--hang-timeout", "0"), mortal.start()
+    first, other = eternal.start("--hang-timeout", "0"), mortal.start()
+    eternal.cluster.kill_replica(eternal.name)  # one started by hand must be awake to have its deadline moved
+    epoch, _ = eternal.wait_replaced(first)
     before = eternal.cluster.primary(eternal.name)
     os.kill(before[1], signal.SIGSTOP)
     try:
@@ -160,7 +162,7 @@ def test_no_hang_timeout(make_patient: Callable[[], Patient]) -> None:
         os.kill(before[1], signal.SIGCONT)
     assert eternal.cluster.wait_ready(eternal.name) == epoch
     assert eternal.cluster.primary(eternal.name) == before
-    assert eternal.events() == []
+    assert [event.failure.epoch for event in eternal.events()] == [first]
 
 
 @pytest.mark.parametrize(
