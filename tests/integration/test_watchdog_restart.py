@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,12 +118,19 @@ class Stage:
 
 
 @pytest.fixture
-def make_stage(etcd_cluster: LocalCluster, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
+def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
+    """Hosts whose leases outlast several WatchDogs that are killed before they could renew them."""
+    with LocalCluster(3, etcd=etcd_server, cluster=f"restart-{uuid.uuid4().hex}", lease_ttl_s=6) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def make_stage(cluster: LocalCluster, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
     """Make it with the arguments of its worker."""
     made: list[Stage] = []
 
     def make(*arguments: str) -> Stage:
-        made.append(Stage(etcd_cluster, Worker(etcd_cluster, tmp_path, *arguments)))
+        made.append(Stage(cluster, Worker(cluster, tmp_path, *arguments)))
         return made[-1]
 
     yield make
@@ -205,7 +213,7 @@ def test_body_returns_while_the_watchdog_is_away(make_stage: Callable[..., Stage
         lambda view: (
             stage.app in view.apps
             and (found := view.apps[stage.app].assignment) is not None
-            and found.state is AssignmentState.DONE
+            and found.state is AssignmentState.COMPLETED
             and not view.apps[stage.app].replicas
         ),
         "completion",
@@ -274,7 +282,7 @@ def test_hangup_to_every_node(make_stage: Callable[..., Stage]) -> None:
     stage.verdict(epoch, same=False)
 
 
-def test_no_key_is_left_of_hosts_that_stop(make_stage: Callable[..., Stage], etcd_server: EmbeddedEtcd) -> None:
+def test_no_key_is_left_of_hosts_that_stop(make_stage: Callable[..., Stage]) -> None:
     """After WatchDogs were killed and replicas handed on, hosts that stop in order leave no key under a lease."""
     stage = make_stage()
     epoch = stage.start()
