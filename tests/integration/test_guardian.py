@@ -300,6 +300,7 @@ def test_the_next_watchdog_is_told_of_all_wards(host: Host) -> None:
     os.kill(host.process.pid, signal.SIGSTOP)  # so that nobody is there to hear of the end
     os.kill(dog.pid, signal.SIGKILL)
     os.kill(ends, signal.SIGKILL)
+    wait_dead(ends)
     os.kill(host.process.pid, signal.SIGCONT)
     wards = host.next_dog().wards()
     assert set(wards) == {"lives", "ends", "@session", "was"}
@@ -546,6 +547,7 @@ def test_what_a_watchdog_has_started_ends_with_it(host: Host) -> None:
     """A probe in a session of its own, say."""
     dog = host.first_dog()
     pid, left = dog.spawn("app"), dog.breed()
+    wait(lambda: Path(f"/proc/{left}/environ").read_bytes(), "exec to be done: before, its mark cannot be read")
     os.kill(dog.pid, signal.SIGKILL)
     host.next_dog().wards()
     wait_dead(left)
