@@ -105,7 +105,7 @@ class Dog:
 
     def wards(self) -> dict[str, Mapping[str, Any]]:
         """Return what it is told at its start."""
-        found = {}
+        found: dict[str, Mapping[str, Any]] = {}
         while True:
             data = self._line.recv(1 << 18)
             assert data
