@@ -410,7 +410,8 @@ class Run:
             self._end(*self._why(self._exit_reason(process)))
 
     def _exit_reason(self, process: ReplicaProcess) -> str:
-        return self._error or process.exited.result() + ("" if self._connection else " before it was a replica")
+        was_replica = self._connection or self._publisher.replica.state in (ReplicaState.READY, ReplicaState.RUNNING)
+        return self._error or process.exited.result() + ("" if was_replica else " before it was a replica")
 
     def _returned_zero(self, process: ReplicaProcess) -> bool:
         return process.returncode == 0 and self._publisher.replica.state is ReplicaState.RUNNING

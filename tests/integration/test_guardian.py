@@ -105,7 +105,7 @@ class Dog:
 
     def wards(self) -> dict[str, Mapping[str, Any]]:
         """Return what it is told at its start."""
-        found = {}
+        found: dict[str, Mapping[str, Any]] = {}
         while True:
             data = self._line.recv(1 << 18)
             assert data
@@ -547,6 +547,7 @@ def test_what_a_watchdog_has_started_ends_with_it(host: Host) -> None:
     """A probe in a session of its own, say."""
     dog = host.first_dog()
     pid, left = dog.spawn("app"), dog.breed()
+    wait(lambda: Path(f"/proc/{left}/environ").read_bytes(), "exec to be done: before, its mark cannot be read")
     os.kill(dog.pid, signal.SIGKILL)
     host.next_dog().wards()
     wait_dead(left)

@@ -149,9 +149,9 @@ def test_stopped_primary(patient: Patient) -> None:
 def test_no_hang_timeout(make_patient: Callable[[], Patient]) -> None:
     """With None nobody is judged: another application, stopped later on the same hosts, is replaced meanwhile."""
     eternal, mortal = make_patient(), make_patient()
-    by_hand, other = eternal.start("--hang-timeout", "0"), mortal.start()
-    eternal.cluster.kill_replica(eternal.name)  # one started by hand has to arm its own deadline
-    epoch = eternal.cluster.wait_ready(eternal.name, after_epoch=by_hand)
+    first, other = eternal.start("--hang-timeout", "0"), mortal.start()
+    eternal.cluster.kill_replica(eternal.name)  # one started by hand must be awake to have its deadline moved
+    epoch, _ = eternal.wait_replaced(first)
     before = eternal.cluster.primary(eternal.name)
     os.kill(before[1], signal.SIGSTOP)
     try:
@@ -162,7 +162,7 @@ def test_no_hang_timeout(make_patient: Callable[[], Patient]) -> None:
         os.kill(before[1], signal.SIGCONT)
     assert eternal.cluster.wait_ready(eternal.name) == epoch
     assert eternal.cluster.primary(eternal.name) == before
-    assert [event.failure.epoch for event in eternal.events()] == [by_hand]
+    assert [event.failure.epoch for event in eternal.events()] == [first]
 
 
 @pytest.mark.parametrize(

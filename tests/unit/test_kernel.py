@@ -126,6 +126,7 @@ def test_page_of_this_process() -> None:
 
 def test_page_gives_back_what_it_took() -> None:
     """Neither a mapping nor a descriptor is left of a page that nobody uses any more."""
+    gc.collect()  # pages of other tests
     page = Page()
     before, fds = _mappings(), _descriptors()
     pages = [StatusPage(os.getpid(), page.fd) for _ in range(20)]

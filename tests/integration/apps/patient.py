@@ -90,8 +90,10 @@ async def async_body(replica: Replica) -> None:
 
 def probe() -> list[Probe]:
     """Ask often, and take the second bad answer for an illness."""
-    timing = {"interval_s": 0.1, "timeout_s": 1.0, "failures": 2, "grace_s": 20.0}
-    return [Probe(options.probe.replace("%d", str(options.port)), **timing)] if options.probe else []
+    if not options.probe:
+        return []
+    target = options.probe.replace("%d", str(options.port))
+    return [Probe(target, interval_s=0.1, timeout_s=1.0, failures=2, grace_s=5.0)]
 
 
 if __name__ == "__main__":
