@@ -119,7 +119,7 @@ def test_beginning_is_announced_before_the_end(watchdog: WatchDogEnd, script: Pa
     for _ in range(REPEATED):
         connection = watchdog.accept()
         connection.expect("hello")
-        connection.send("welcome", host="host-a", role="primary", epoch=5)
+        connection.welcome()
         kinds = []
         while (message := connection.receive()) is not None:
             kinds.append(message["type"])

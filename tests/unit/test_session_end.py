@@ -67,7 +67,7 @@ def test_finished_calls_leave_nothing_open(watchdog: WatchDogEnd, script: Path) 
     for _ in range(REPEATED):
         connection = watchdog.accept()
         connection.expect("hello")
-        connection.send("welcome", host="host-a", role="primary", epoch=5)
+        connection.welcome()
         assert application.line().startswith("body")
         assert application.line() == "registered callbacks"
         connection.expect("done")

@@ -19,6 +19,8 @@ from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, SOCKET_ENV, ST
 
 LIMIT_S = 5.0  # after which an expected event counts as missing
 REPEATED = 8
+INCARNATION = 42  # of every copy here
+ANY_TIME = frozenset({"page", "notice", "running"})  # messages that may come between others
 SOURCE = textwrap.dedent(
     '''
     """Print what happens; the first argument is the style, the second what the body does."""
@@ -117,7 +119,7 @@ class Connection:
 
     def expect(self, kind: str) -> Message:
         """Return the next message, which must be of this kind, but for those that may come at any time before."""
-        passing = {"notice", "running"} - {kind}
+        passing = ANY_TIME - {kind}
         while (message := self.receive()) is not None and message["type"] in passing:
             continue
         assert message is not None, f"the application hung up instead of sending {kind}"
@@ -129,7 +131,11 @@ class Connection:
         kinds = []
         while (message := self.receive()) is not None:
             kinds.append(message["type"])
-        return [kind for kind in kinds if kind not in ("notice", "running")]
+        return [kind for kind in kinds if kind not in ANY_TIME]
+
+    def welcome(self, role: str = "primary", **fields: Any) -> None:
+        """Give the application a place with epoch 5. With `until` it has a deadline, as a copy started by hand has."""
+        self.send("welcome", **{"host": "host-a", "role": role, "epoch": 5, "incarnation": INCARNATION, **fields})
 
     def send(self, kind: str, **fields: Any) -> None:
         """Send one message."""
@@ -234,19 +240,31 @@ class WatchDogEnd:
 
 
 def welcomed(
-    watchdog: WatchDogEnd, script: Path, *arguments: str, role: str = "primary", incarnation: int | None = None
+    watchdog: WatchDogEnd,
+    script: Path,
+    *arguments: str,
+    role: str = "primary",
+    incarnation: int | None = None,
+    until: float | None = None,
 ) -> tuple[Application, Connection]:
     """Start the application and give it a place with epoch 5."""
     application = watchdog.start(script, *arguments, incarnation=incarnation)
     connection = watchdog.accept()
     connection.expect("hello")
-    connection.send("welcome", host="host-a", role=role, epoch=5)
+    connection.welcome(role, **({} if until is None else {"until": until}))
     return application, connection
 
 
-def begun(watchdog: WatchDogEnd, script: Path, *arguments: str, role: str = "primary") -> tuple[Application, Connection]:
+def begun(
+    watchdog: WatchDogEnd,
+    script: Path,
+    *arguments: str,
+    role: str = "primary",
+    incarnation: int | None = None,
+    until: float | None = None,
+) -> tuple[Application, Connection]:
     """Have the body run, with its callbacks registered and, unless it is a short one, announced."""
-    application, connection = welcomed(watchdog, script, *arguments, role=role)
+    application, connection = welcomed(watchdog, script, *arguments, role=role, incarnation=incarnation, until=until)
     assert application.line() == f"body {role} 5 host-a shop"
     assert application.line() == "registered callbacks"
     return application, connection
