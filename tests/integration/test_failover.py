@@ -167,9 +167,7 @@ def test_leading_manager_killed(etcd_cluster: LocalCluster, make_worker: MakeWor
 
 @pytest.mark.parametrize("by_hand", [True, False], ids=["by-hand", "spawned"])
 @pytest.mark.parametrize("style", STYLES)
-def test_killed_watchdog_comes_back(
-    etcd_cluster: LocalCluster, make_worker: MakeWorker, style: str, *, by_hand: bool
-) -> None:
+def test_killed_watchdog_comes_back(etcd_cluster: LocalCluster, make_worker: MakeWorker, style: str, *, by_hand: bool) -> None:
     """Kill -9 of every WatchDog fails nothing over: the next ones adopt what runs, and know what to do with it."""
     cluster = etcd_cluster
     worker = make_worker(cluster, "--style", style)

@@ -62,13 +62,13 @@ async def test_same_guardian_keeps_everything(tmp_path: Path, child: subprocess.
     assert start_time(child.pid) is None
 
 
-async def test_marked_leftovers_are_ended(tmp_path: Path) -> None:
+def test_marked_leftovers_are_ended(tmp_path: Path) -> None:
     """What an earlier guardian started carries its mark, and is found without being in the file."""
     StateFile(tmp_path).record_session(EARLIER, 77)
     marks = [f"{EARLIER}/shop.1", f"{NOW}/shop.1"]
     theirs, ours = (subprocess.Popen(["sleep", "600"], env={**os.environ, MARK_ENV: mark}) for mark in marks)
     with theirs, ours:
-        assert await StateFile(tmp_path).end_leftovers(NOW) == 77
+        assert asyncio.run(StateFile(tmp_path).end_leftovers(NOW)) == 77
         assert start_time(theirs.pid) is None
         assert ours.poll() is None
         ours.kill()
