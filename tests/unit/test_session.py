@@ -227,9 +227,8 @@ def test_page_gives_signs_of_life(watchdog: WatchDogEnd, script: Path) -> None:
     application, connection = welcomed(watchdog, script, "warm", "wait", "async", pulse=0.01)
     page = StatusPage(application.process.pid, connection.expect("page")["fd"])
     connection.expect("running")
-    for slot in (Slot.PULSE, Slot.LOOP):
-        first = page.read(slot)
-        eventually(lambda slot=slot, first=first: page.read(slot) > first > 0)
+    first = {slot: page.read(slot) for slot in (Slot.PULSE, Slot.LOOP)}
+    eventually(lambda: all(page.read(slot) > at for slot, at in first.items()))
     assert page.read(Slot.PROGRESS) == page.read(Slot.HEALTH) == 0
 
 
