@@ -89,6 +89,7 @@ class Session:
             if self._listener is not None:
                 self._listener.join()
             self._link.close()
+            self._link.on_pulse = lambda: None  # no cycle: the page's memory holds a descriptor until it is freed
         if self._deadline is not None:
             os.environ.pop(MARK_ENV, None)
         for held in (self._deadline, self._stacks, self._page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import queue
 import signal
@@ -12,19 +13,25 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from etcdreplica.app.kernel import PAGE, PAGE_NAME, Page, Slot
 from etcdreplica.daemon import death_notice
+from etcdreplica.daemon.status_page import StatusPage
 from etcdreplica.errors import ProtocolError
 
 PROGRAM = """
 import os, sys, threading, time
-from etcdreplica.app.kernel import Notice
-held, end = threading.Event(), threading.Event()
+from etcdreplica.app.kernel import Notice, Page
+held, free, end = threading.Event(), threading.Event(), threading.Event()
 def holder():
-    global notice
-    notice = Notice()
-    print(notice.fd, flush=True)
+    global notice, page
+    page = Page()
+    notice = Notice(page)
+    print(page.fd, flush=True)
     held.set()
-    end.wait()
+    while not end.is_set():
+        if free.wait(0.01):
+            notice.release()
+            end.wait()
 threading.Thread(target=holder, daemon=True).start()
 held.wait()
 sys.stdin.readline()
@@ -46,7 +53,8 @@ def start() -> Iterator[Start]:
         started.append((program, pidfd))
         assert program.stdout is not None
         notices: queue.Queue[int] = queue.Queue()
-        death_notice.watch(program.pid, int(program.stdout.readline()), pidfd, notices.put)
+        page = StatusPage(program.pid, int(program.stdout.readline()))
+        death_notice.watch(program.pid, page, pidfd, notices.put)
         return program, pidfd, notices
 
     yield go
@@ -135,16 +143,38 @@ def test_vfork_child_is_no_death(start: Start) -> None:
     assert notices.get(timeout=30)
 
 
-def test_not_a_notice() -> None:
-    """A file, a pipe, a missing descriptor and a page that could be cut off are refused."""
-    unsealed = os.memfd_create("etcdreplica-notice", os.MFD_ALLOW_SEALING)
-    os.ftruncate(unsealed, 4096)
+def test_release_is_no_death(start: Start) -> None:
+    """A process that lets go of its notice ends the waiting, and lives on."""
+    program, _, notices = start("free.set(); time.sleep(600)")
+    _proceed(program)
+    _assert_silent_but_alive(program, notices)
+
+
+def test_signs_of_life_cross() -> None:
+    """What one side beats the other reads, and the page outlives its descriptor."""
+    page = Page()
+    status = StatusPage(os.getpid(), page.fd)
+    page.close()
+    assert [status.read(slot) for slot in Slot] == [0.0] * len(Slot)
+    for slot in Slot:
+        page.beat(slot, slot + 0.5)
+    assert [status.read(slot) for slot in Slot] == [slot + 0.5 for slot in Slot]
+
+
+def test_not_a_page() -> None:
+    """A pipe, a missing descriptor, memory of another name or size, and a page that could be cut off are refused."""
+    unsealed, other = os.memfd_create(PAGE_NAME, os.MFD_ALLOW_SEALING), os.memfd_create("other", os.MFD_ALLOW_SEALING)
+    small = os.memfd_create(PAGE_NAME, os.MFD_ALLOW_SEALING)
     read, write = os.pipe()
-    pidfd = os.pidfd_open(os.getpid())
+    fds = (unsealed, other, small, read, write)
+    os.ftruncate(unsealed, PAGE)
+    os.ftruncate(other, PAGE)
+    for fd in (small, other):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     try:
-        for fd in (unsealed, read, 987654):
+        for fd in (unsealed, other, small, read, 987654, -1):
             with pytest.raises(ProtocolError):
-                death_notice.watch(os.getpid(), fd, pidfd, lambda status: None)
+                StatusPage(os.getpid(), fd)
     finally:
-        for fd in (unsealed, read, write, pidfd):
+        for fd in fds:
             os.close(fd)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from etcdreplica.core.view import ClusterView
 from etcdreplica.model import AssignmentState, FailureKind, ReplicaState
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.testing.processes import descendants
@@ -164,8 +165,47 @@ def test_leading_manager_killed(etcd_cluster: LocalCluster, make_worker: MakeWor
     cluster.wait_ready(worker.name, after_epoch=epoch)
 
 
-def test_killed_watchdog_comes_back(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
-    """Kill -9 of a node: its replicas die with it, and a new node there need not wait for the old leases."""
+@pytest.mark.parametrize("by_hand", [True, False], ids=["by-hand", "spawned"])
+@pytest.mark.parametrize("style", STYLES)
+def test_killed_watchdog_comes_back(etcd_cluster: LocalCluster, make_worker: MakeWorker, style: str, *, by_hand: bool) -> None:
+    """Kill -9 of every WatchDog fails nothing over: the next ones adopt what runs, and know what to do with it."""
+    cluster = etcd_cluster
+    worker = make_worker(cluster, "--style", style)
+    worker.start("host-a")
+    epoch = cluster.wait_ready(worker.name)
+    if not by_hand:
+        cluster.kill_replica(worker.name)
+        epoch = cluster.wait_ready(worker.name, after_epoch=epoch)
+    before = _standing(cluster, worker)
+    events = len(cluster.events)
+    for name in worker.hosts():
+        old = cluster.view.hosts[name].host.pid
+        kill(old)
+        wait_dead(old)
+
+        def is_back(view: ClusterView, name: str = name, old: int = old) -> bool:
+            return name in view.hosts and view.hosts[name].host.pid != old
+
+        cluster.wait_until(is_back, f"another WatchDog on {name}")
+    assert cluster.wait_ready(worker.name) == epoch
+    assert _standing(cluster, worker) == before
+    assert len(cluster.events) == events
+    successor = worker.hosts()[1]
+    cluster.kill_replica(worker.name)
+    assert cluster.wait_ready(worker.name, after_epoch=epoch) == epoch + 1
+    assert worker.hosts()[0] == successor
+
+
+def _standing(cluster: LocalCluster, worker: Worker) -> dict[str, tuple[object, ...]]:
+    """Return what must not change: of each copy its process, place, and the stay of its host."""
+    return {
+        host: (replica.incarnation, replica.epoch, replica.role, replica.state, replica.pid, cluster.view.hosts[host].session)
+        for host, replica in cluster.view.apps[worker.name].replicas.items()
+    }
+
+
+def test_killed_guardian_comes_back(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+    """Kill -9 of a guardian: all that it started dies with it, and a new node there need not wait for the old leases."""
     cluster = etcd_cluster
     worker = make_worker(cluster)
     cluster.run(["sleep", "600"])  # not ours: must be left alone

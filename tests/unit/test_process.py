@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from etcdreplica.daemon.process import check_program, start_time
+from etcdreplica.daemon.process import check_program
 from etcdreplica.errors import RefusedError
+from etcdreplica.guardian.tree import start_time
 from etcdreplica.model import Program
 
 

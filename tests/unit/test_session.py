@@ -8,11 +8,26 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from etcdreplica.app.kernel import Slot
 from etcdreplica.app.protocol import VERSION
 from etcdreplica.clock import boottime
+from etcdreplica.daemon.status_page import StatusPage
 from etcdreplica.model import Registration
 from etcdreplica.words import Style
-from tests.unit.watchdog_end import REPEATED, Application, WatchDogEnd, begun, welcomed
+from tests.unit.watchdog_end import (
+    INCARNATION,
+    LIMIT_S,
+    REPEATED,
+    Application,
+    Held,
+    WatchDogEnd,
+    begun,
+    by_hand,
+    deadline_of,
+    eventually,
+    guarded,
+    welcomed,
+)
 
 # --- hello ---------------------------------------------------------------------------------------------------------------
 
@@ -119,7 +134,7 @@ def test_beginning_is_announced_before_the_end(watchdog: WatchDogEnd, script: Pa
     for _ in range(REPEATED):
         connection = watchdog.accept()
         connection.expect("hello")
-        connection.send("welcome", host="host-a", role="primary", epoch=5)
+        connection.welcome()
         kinds = []
         while (message := connection.receive()) is not None:
             kinds.append(message["type"])
@@ -196,13 +211,25 @@ def test_stop_is_seen_and_nothing_is_reported(watchdog: WatchDogEnd, script: Pat
     assert connection.rest() == []
 
 
-def test_heartbeats_are_few(watchdog: WatchDogEnd, script: Path) -> None:
-    """An inner loop may call it; the WatchDog hears of it now and then."""
-    _, connection = begun(watchdog, script, "warm", "beat")
-    beats = 0
-    while (message := connection.receive()) is not None and message["type"] != "done":
-        beats += message["type"] == "progress"
-    assert 1 <= beats < 100
+def test_heartbeats_cost_no_messages(watchdog: WatchDogEnd, script: Path) -> None:
+    """An inner loop may call it: it writes to the page, which the WatchDog reads when it likes."""
+    application, connection = begun(watchdog, script, "warm", "beat")
+    page = StatusPage(application.process.pid, connection.expect("page")["fd"])
+    connection.expect("advertise")  # after the last heartbeat
+    assert 0 < page.read(Slot.PROGRESS) <= page.read(Slot.PULSE) + LIMIT_S
+    connection.send("stop")
+    assert application.wait() == 0
+    assert connection.rest() == []
+
+
+def test_page_gives_signs_of_life(watchdog: WatchDogEnd, script: Path) -> None:
+    """The pulse goes on as often as the WatchDog wants it; the event loop's only for an `async def`."""
+    application, connection = welcomed(watchdog, script, "warm", "wait", "async", pulse=0.01)
+    page = StatusPage(application.process.pid, connection.expect("page")["fd"])
+    connection.expect("running")
+    first = {slot: page.read(slot) for slot in (Slot.PULSE, Slot.LOOP)}
+    eventually(lambda: all(page.read(slot) > at for slot, at in first.items()))
+    assert page.read(Slot.PROGRESS) == page.read(Slot.HEALTH) == 0
 
 
 def test_endpoint_is_advertised(watchdog: WatchDogEnd, script: Path) -> None:
@@ -219,8 +246,11 @@ def died_at_once(application: Application) -> None:
     assert "this copy stops at once" in application.errors
 
 
+# --- without a guardian and without a deadline ---------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("mode", [(), ("async",)], ids=["sync", "async"])
-def test_running_copy_dies_with_its_watchdog(watchdog: WatchDogEnd, script: Path, mode: tuple[str, ...]) -> None:
+def test_copy_without_a_deadline_dies_with_its_watchdog(watchdog: WatchDogEnd, script: Path, mode: tuple[str, ...]) -> None:
     """Nobody could tell it any more that it is no longer primary (G1)."""
     application, connection = begun(watchdog, script, "warm", "wait", *mode)
     connection.close()
@@ -235,7 +265,7 @@ def test_copy_that_ignores_everything_dies_with_its_watchdog(watchdog: WatchDogE
 
 
 @pytest.mark.parametrize("style", ["cold", "warm", "hot"])
-def test_promoted_copy_dies_with_its_watchdog(watchdog: WatchDogEnd, script: Path, style: str) -> None:
+def test_promoted_copy_without_a_deadline_dies_with_its_watchdog(watchdog: WatchDogEnd, script: Path, style: str) -> None:
     """A promotion changes nothing about that."""
     application, connection = welcomed(watchdog, script, style, "wait", role="backup")
     connection.send("role", role="primary", epoch=6)
@@ -243,6 +273,157 @@ def test_promoted_copy_dies_with_its_watchdog(watchdog: WatchDogEnd, script: Pat
     connection.expect("running")
     connection.close()
     assert application.wait() == -signal.SIGKILL
+
+
+# --- with one or the other -----------------------------------------------------------------------------------------------
+
+HELD = pytest.mark.parametrize("held", [guarded, by_hand], ids=["guarded", "by-hand"])
+MODES = pytest.mark.parametrize("mode", [(), ("async",)], ids=["sync", "async"])
+
+
+@HELD
+@MODES
+def test_running_copy_finds_the_next_watchdog(watchdog: WatchDogEnd, script: Path, held: Held, mode: tuple[str, ...]) -> None:
+    """The body goes on; the copy names its incarnation and tells everything again, in the order it was told before."""
+    application, connection = begun(watchdog, script, "warm", "advertise", *mode, **held())
+    first = connection.until("advertise", "notice", "running", "page")
+    connection.close()
+    again = watchdog.accept()
+    hello = again.expect("hello")
+    assert (hello["version"], hello["app"], hello["incarnation"]) == (VERSION, "shop", INCARNATION)
+    assert "registration" not in hello
+    again.welcome(**deadline_of(held()))
+    second = again.until("advertise")
+    assert [*second] == ["page", "notice", "running", "advertise"]
+    assert second == {kind: first[kind] for kind in second}
+    again.send("stop")
+    assert application.wait() == 0
+
+
+@HELD
+@pytest.mark.parametrize("style", ["cold", "warm"])
+def test_waiting_backup_finds_the_next_watchdog(watchdog: WatchDogEnd, script: Path, held: Held, style: str) -> None:
+    """It can be promoted by the new one, and its body begins only then."""
+    application, connection = welcomed(watchdog, script, style, "return", role="backup", **held())
+    connection.close()
+    again = watchdog.accept()
+    assert again.expect("hello")["incarnation"] == INCARNATION
+    again.welcome("backup", **deadline_of(held()))
+    assert "running" not in again.until("page")
+    again.send("role", role="primary", epoch=6)
+    assert application.line() == "body primary 6 host-a shop"
+    again.expect("done")
+
+
+@HELD
+def test_promotion_in_the_welcome_of_the_next_watchdog(watchdog: WatchDogEnd, script: Path, held: Held) -> None:
+    """What was decided while no WatchDog ran here is taken from its first word."""
+    application, connection = begun(watchdog, script, "hot", "wait", role="backup", **held())
+    connection.close()
+    again = watchdog.accept()
+    again.expect("hello")
+    again.welcome(epoch=8, **deadline_of(held()))
+    assert application.line() == "role primary 8"
+
+
+def test_no_watchdog_for_a_while(watchdog: WatchDogEnd, script: Path) -> None:
+    """It looks again and again; a WatchDog that hangs up on it is as none."""
+    application, connection = begun(watchdog, script, "warm", "wait", **guarded())
+    connection.expect("running")
+    watchdog.vanish()
+    connection.close()
+    watchdog.listen()
+    for _ in range(3):
+        impatient = watchdog.accept()
+        impatient.expect("hello")
+        impatient.close()
+    again = watchdog.accept()
+    again.expect("hello")
+    again.welcome()
+    again.until("running")
+    again.send("stop")
+    assert application.line() == "stopping 5"
+    assert application.wait() == 0
+
+
+@HELD
+def test_refused_reconnect_kills(watchdog: WatchDogEnd, script: Path, held: Held) -> None:
+    """A WatchDog that does not know this copy has another one run."""
+    application, connection = begun(watchdog, script, "warm", "ignore", **held())
+    connection.close()
+    again = watchdog.accept()
+    again.expect("hello")
+    again.send("error", message="this host has no replica shop number 42")
+    died_at_once(application)
+    assert "number 42" in application.errors
+
+
+def test_refused_reconnect_of_a_waiting_backup(watchdog: WatchDogEnd, script: Path) -> None:
+    """Nothing runs yet, so the caller is told."""
+    application, connection = welcomed(watchdog, script, "warm", "return", role="backup", **guarded())
+    connection.close()
+    again = watchdog.accept()
+    again.expect("hello")
+    again.send("error", message="not here")
+    assert application.line() == "RefusedError not here"
+    assert application.wait() == 4
+
+
+def test_older_epoch_is_ignored(watchdog: WatchDogEnd, script: Path) -> None:
+    """A WatchDog that has only begun to learn what its predecessor knew takes no role back."""
+    application, connection = begun(watchdog, script, "hot", "wait", role="backup", **guarded())
+    connection.send("role", role="primary", epoch=9)
+    assert application.line() == "role primary 9"
+    connection.send("role", role="backup", epoch=8)
+    connection.close()
+    again = watchdog.accept()
+    again.expect("hello")
+    again.welcome("backup", epoch=5)
+    again.send("role", role="backup", epoch=8)
+    again.send("stop")
+    assert application.line() == "stopping 9"  # and no callback before it
+
+
+@MODES
+def test_deadline_kills(watchdog: WatchDogEnd, script: Path, mode: tuple[str, ...]) -> None:
+    """A copy started by hand that finds no WatchDog is killed by the kernel, and not before its deadline."""
+    application, connection = begun(watchdog, script, "warm", "ignore", *mode, left=2)
+    watchdog.vanish()
+    connection.close()
+    assert application.wait() == -signal.SIGKILL
+    assert boottime() >= connection.deadline
+    assert "stops at once" not in application.errors
+
+
+def test_deadline_kills_a_stopped_copy(watchdog: WatchDogEnd, script: Path) -> None:
+    """No thread of the copy needs to run for it, and a living WatchDog that renews nothing does not help."""
+    application, connection = begun(watchdog, script, "warm", "ignore", left=2)
+    application.signal(signal.SIGSTOP)
+    assert application.wait() == -signal.SIGKILL
+    assert boottime() >= connection.deadline
+
+
+def test_renewed_deadline(watchdog: WatchDogEnd, script: Path) -> None:
+    """Each `renew` moves the deadline, also back to the past, which kills at once."""
+    application, connection = begun(watchdog, script, "warm", "advertise", left=2, mark="guardian/shop.1")
+    connection.send("renew", until=connection.deadline + 600, mark="guardian/shop.1")
+    eventually(lambda: boottime() > connection.deadline)
+    assert application.process.poll() is None
+    connection.send("renew", until=connection.deadline, mark="guardian/shop.1")
+    assert application.wait() == -signal.SIGKILL
+
+
+def test_deadline_ends_with_the_call(watchdog: WatchDogEnd, script: Path) -> None:
+    """Once the protected call has returned, the process may live as long as it likes."""
+    application, connection = begun(watchdog, script, "warm", "linger", left=2)
+    connection.expect("done")
+    connection.send("ok")
+    assert application.line() == "returned 7"
+    eventually(lambda: boottime() > connection.deadline)
+    assert application.process.poll() is None
+
+
+# --- what makes no sense -------------------------------------------------------------------------------------------------
 
 
 def test_copy_that_hears_garbage_dies(watchdog: WatchDogEnd, script: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.watchdog_end import REPEATED, WatchDogEnd, begun, welcomed
+from tests.unit.watchdog_end import REPEATED, WatchDogEnd, begun, guarded, welcomed
 
 # --- the end -------------------------------------------------------------------------------------------------------------
 
@@ -32,6 +32,20 @@ def test_watchdog_that_goes_away_after_the_end_harms_nobody(watchdog: WatchDogEn
     connection.close()
     assert application.line() == "returned 7"
     assert application.wait() == 0
+
+
+@pytest.mark.parametrize(("action", "word"), [("return", "done"), ("raise", "failed")])
+def test_last_words_are_said_again(watchdog: WatchDogEnd, script: Path, action: str, word: str) -> None:
+    """A WatchDog that dies before it has answered them is followed by one that is told."""
+    application, connection = begun(watchdog, script, "warm", action, **guarded())
+    before = connection.expect(word)
+    connection.close()
+    again = watchdog.accept()
+    again.expect("hello")
+    again.welcome()
+    assert again.expect(word) == before
+    again.send("ok")
+    assert application.wait() == (0 if action == "return" else 1)
 
 
 @pytest.mark.parametrize("mode", [(), ("async",)], ids=["sync", "async"])
@@ -67,7 +81,7 @@ def test_finished_calls_leave_nothing_open(watchdog: WatchDogEnd, script: Path) 
     for _ in range(REPEATED):
         connection = watchdog.accept()
         connection.expect("hello")
-        connection.send("welcome", host="host-a", role="primary", epoch=5)
+        connection.welcome()
         assert application.line().startswith("body")
         assert application.line() == "registered callbacks"
         connection.expect("done")
@@ -153,6 +167,23 @@ def test_signal_to_a_running_async_copy(watchdog: WatchDogEnd, script: Path) -> 
     connection.expect("leaving")
     connection.send("stop")
     assert application.line() == "returned None"
+    assert application.wait() == 0
+
+
+def test_signal_while_there_is_no_watchdog(watchdog: WatchDogEnd, script: Path) -> None:
+    """The body is asked to stop at once, and the next WatchDog learns that this copy leaves."""
+    application, connection = begun(watchdog, script, "warm", "wait", **guarded())
+    connection.expect("running")
+    watchdog.vanish()
+    connection.close()
+    application.signal(signal.SIGTERM)
+    assert application.line() == "stopping 5"
+    watchdog.listen()
+    again = watchdog.accept()
+    again.expect("hello")
+    again.welcome()
+    again.expect("leaving")
+    again.send("stop")
     assert application.wait() == 0
 
 

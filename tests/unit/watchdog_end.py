@@ -10,15 +10,19 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, SOCKET_ENV, STANDALONE_ENV, Decoder, Message, encode
+from etcdreplica.clock import boottime
 
 LIMIT_S = 5.0  # after which an expected event counts as missing
 REPEATED = 8
+INCARNATION = 42  # of every copy here
+ANY_TIME = frozenset({"page", "notice", "running"})  # messages that may come between others
 SOURCE = textwrap.dedent(
     '''
     """Print what happens; the first argument is the style, the second what the body does."""
@@ -55,9 +59,10 @@ SOURCE = textwrap.dedent(
         if action == "beat":
             for _ in range(1000):
                 replica.heartbeat()
-            return 7
-        if action == "advertise":
+        if action in ("advertise", "beat"):
             replica.advertise("tcp:1")
+        if action == "linger":
+            return 7
         if action == "ignore":
             threading.Event().wait()
         return None
@@ -87,6 +92,8 @@ SOURCE = textwrap.dedent(
                 run()
                 say("open files", len(os.listdir("/proc/self/fd")))
         say("returned", run())
+        if action == "linger":
+            threading.Event().wait()
     except EtcdReplicaError as error:
         say(type(error).__name__, error)
         sys.exit(4)
@@ -102,6 +109,7 @@ class Connection:
         self._socket.settimeout(LIMIT_S)
         self._decoder = Decoder()
         self._messages: deque[Message] = deque()
+        self.deadline = 0.0  # what `welcome` made of the seconds that are left
 
     def receive(self) -> Message | None:
         """Return the next message, or None when the application hung up."""
@@ -117,19 +125,34 @@ class Connection:
 
     def expect(self, kind: str) -> Message:
         """Return the next message, which must be of this kind, but for those that may come at any time before."""
-        passing = {"notice", "running"} - {kind}
+        passing = ANY_TIME - {kind}
         while (message := self.receive()) is not None and message["type"] in passing:
             continue
         assert message is not None, f"the application hung up instead of sending {kind}"
         assert message["type"] == kind, message
         return message
 
+    def until(self, *kinds: str) -> dict[str, Message]:
+        """Return all messages by kind, once there is one of each of these."""
+        seen: dict[str, Message] = {}
+        while not seen.keys() >= set(kinds):
+            message = self.receive()
+            assert message is not None, f"the application hung up instead of sending {kinds}, after {seen}"
+            seen[message["type"]] = message
+        return seen
+
     def rest(self) -> list[str]:
         """Return the kinds of all messages until the application hangs up, but for those that may come at any time."""
         kinds = []
         while (message := self.receive()) is not None:
             kinds.append(message["type"])
-        return [kind for kind in kinds if kind not in ("notice", "running")]
+        return [kind for kind in kinds if kind not in ANY_TIME]
+
+    def welcome(self, role: str = "primary", *, left: float | None = None, **fields: Any) -> None:
+        """Give the application a place with epoch 5. With `until`, or with so many seconds `left`, it has a deadline."""
+        if left is not None:
+            fields["until"] = self.deadline = boottime() + left
+        self.send("welcome", **{"host": "host-a", "role": role, "epoch": 5, "incarnation": INCARNATION, **fields})
 
     def send(self, kind: str, **fields: Any) -> None:
         """Send one message."""
@@ -201,12 +224,21 @@ class WatchDogEnd:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "s"
+        self._applications: list[Application] = []
+        self._connections: list[Connection] = []
+        self.listen()
+
+    def listen(self) -> None:
+        """Be there."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self.path))
         self._listener.listen()
         self._listener.settimeout(LIMIT_S)
-        self._applications: list[Application] = []
-        self._connections: list[Connection] = []
+
+    def vanish(self) -> None:
+        """Leave no socket to connect to."""
+        self._listener.close()
+        self.path.unlink()
 
     def start(self, script: Path, *arguments: str, incarnation: int | None = None, detach: bool = False) -> Application:
         """Start a script, by hand or as a WatchDog does."""
@@ -233,20 +265,58 @@ class WatchDogEnd:
         self._listener.close()
 
 
+Held = Callable[[], dict[str, Any]]
+
+
+def guarded() -> dict[str, Any]:
+    """Started by a guardian, which ends it at its deadline."""
+    return {"incarnation": INCARNATION}
+
+
+def by_hand() -> dict[str, Any]:
+    """Started by hand, with a deadline that the kernel enforces."""
+    return {"until": boottime() + 600, "mark": "guardian/shop.1"}
+
+
+def deadline_of(held: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of it stands in a welcome."""
+    return {name: value for name, value in held.items() if name != "incarnation"}
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something is so that raises no event."""
+    until = boottime() + LIMIT_S
+    while not condition():
+        assert boottime() < until, "it never came true"
+        time.sleep(0.005)
+
+
 def welcomed(
-    watchdog: WatchDogEnd, script: Path, *arguments: str, role: str = "primary", incarnation: int | None = None
+    watchdog: WatchDogEnd,
+    script: Path,
+    *arguments: str,
+    role: str = "primary",
+    incarnation: int | None = None,
+    **fields: Any,
 ) -> tuple[Application, Connection]:
-    """Start the application and give it a place with epoch 5."""
+    """Start the application, by hand unless it has an incarnation, and give it a place with epoch 5."""
     application = watchdog.start(script, *arguments, incarnation=incarnation)
     connection = watchdog.accept()
     connection.expect("hello")
-    connection.send("welcome", host="host-a", role=role, epoch=5)
+    connection.welcome(role, **fields)
     return application, connection
 
 
-def begun(watchdog: WatchDogEnd, script: Path, *arguments: str, role: str = "primary") -> tuple[Application, Connection]:
+def begun(
+    watchdog: WatchDogEnd,
+    script: Path,
+    *arguments: str,
+    role: str = "primary",
+    incarnation: int | None = None,
+    **fields: Any,
+) -> tuple[Application, Connection]:
     """Have the body run, with its callbacks registered and, unless it is a short one, announced."""
-    application, connection = welcomed(watchdog, script, *arguments, role=role)
+    application, connection = welcomed(watchdog, script, *arguments, role=role, incarnation=incarnation, **fields)
     assert application.line() == f"body {role} 5 host-a shop"
     assert application.line() == "registered callbacks"
     return application, connection
