@@ -45,9 +45,14 @@ class Link:
         self._poll.register(self._socket, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
 
-    def reconnect(self) -> None:
-        """Connect once more, when the connection is lost. Raises NoWatchDogError."""
+    def reconnect(self, kind: str, **fields: Any) -> None:
+        """Connect once more, when the connection is lost, and say this before anything else. Raises NoWatchDogError."""
         new = _connect(self._path)
+        try:
+            new.sendall(encode(kind, **fields))
+        except OSError as error:
+            new.close()
+            raise NoWatchDogError(f"the WatchDog of this host went away again ({error})") from None
         with self._sending:
             old, self._socket = self._socket, new
             self._poll.unregister(old)
@@ -58,7 +63,9 @@ class Link:
 
     def pause(self, seconds: float) -> None:
         """Sleep, but no longer than until woken."""
-        if select.select([self._wake], [], [], seconds)[0]:
+        woken = select.poll()
+        woken.register(self._wake, select.POLLIN)
+        if woken.poll(1000 * seconds):
             self._take_signals()
 
     def shut(self) -> None:
@@ -124,11 +131,13 @@ class Link:
 
 
 def _connect(path: str) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection = None
     try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         connection.connect(path)
     except OSError as error:
-        connection.close()
+        if connection is not None:
+            connection.close()
         raise NoWatchDogError(
             f"no WatchDog listens on {path} ({error.strerror or error}): start one with 'etcdreplica node' "
             f"(or 'etcdreplica dev' on a laptop), or set {STANDALONE_ENV}=1 to run unprotected"

@@ -23,6 +23,7 @@ VERSION = 1
 MAX_FRAME = 4 << 20
 SOCKET_ENV = "ETCDREPLICA_SOCKET"
 INCARNATION_ENV = "ETCDREPLICA_INCARNATION"
+FINAL_CODES = {0: 0, 1: 77, 2: 78}  # by exit code: how a WatchDog tells its guardian not to start it again
 MARK_ENV = "ETCDREPLICA_WARD"  # carried by everything that belongs to a replica
 DETACH_ENV = "ETCDREPLICA_DETACH"  # "1": only register (`etcdreplica start --detach`)
 STANDALONE_ENV = "ETCDREPLICA_STANDALONE"

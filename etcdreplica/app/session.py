@@ -70,7 +70,8 @@ class Session:
         self._begun = threading.Event()
         self._told = threading.Event()  # the WatchDog has been told that the body runs
         self._ended = threading.Event()
-        self._acknowledged = threading.Event()
+        self._acknowledged = threading.Event()  # the WatchDog asked for the end, or knows of it
+        self._dismissed = threading.Event()  # it knows how the body ended: nothing is left to tell
         self._leaving = False
         self._body_at = 0.0
 
@@ -262,8 +263,7 @@ class Session:
             raise error
         while not self._closed.is_set():
             try:
-                link.reconnect()
-                link.send("hello", version=VERSION, app=self._name, incarnation=self._incarnation)
+                link.reconnect("hello", version=VERSION, app=self._name, incarnation=self._incarnation)
                 welcome = link.receive(PATIENCE_S)
             except NoWatchDogError:
                 welcome = None
@@ -339,7 +339,7 @@ class Session:
         try:
             message = link.receive()
         except NoWatchDogError as error:
-            if not (self._closed.is_set() or self._acknowledged.is_set()):
+            if not (self._closed.is_set() or self._dismissed.is_set()):
                 self._rejoin(link, error)
                 return
             raise
@@ -378,6 +378,7 @@ class Session:
             replica._ask_to_stop()
             self._acknowledged.set()
         elif kind == "ok":
+            self._dismissed.set()
             self._acknowledged.set()
 
     def _die(self, error: EtcdReplicaError) -> None:

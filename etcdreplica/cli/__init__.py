@@ -7,10 +7,12 @@ Commands import what they need when they run, so that `--help` and `start` stay 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
 
+from etcdreplica.app.protocol import FINAL_CODES, GUARDIAN_ENV
 from etcdreplica.errors import EtcdReplicaError, UsageError
 
 COMMANDS = {
@@ -61,6 +63,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
+    guarded = GUARDIAN_ENV in os.environ
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -79,4 +82,4 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
-    sys.exit(code)
+    sys.exit(FINAL_CODES.get(code or 0, code) if guarded else code)

@@ -57,6 +57,12 @@ class AppConnection(asyncio.Protocol):
         if self._transport:
             self._transport.close()
 
+    def drop(self) -> None:
+        """Hang up, without a word."""
+        self.on_message = _nothing_yet
+        if self._transport:
+            self._transport.close()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Check who it is."""
         assert isinstance(transport, asyncio.Transport)
@@ -101,7 +107,8 @@ class AppConnection(asyncio.Protocol):
 
 
 def _nothing_yet(message: Message) -> None:
-    if message["type"] not in ("leaving", "done", "failed"):
+    """Before its welcome a process may say what it says again after it; nothing else."""
+    if message["type"] not in ("leaving", "done", "failed", "advertise", "health", "running", "page", "notice"):
         raise ProtocolError(f"unexpected {message['type']} before welcome")
 
 

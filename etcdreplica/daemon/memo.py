@@ -7,6 +7,7 @@ from attrs import frozen
 from etcdreplica.model import Placement, Replica
 
 SESSION = "@session"  # wards that are no application's begin with @
+OPENING = "@opening"  # the lease of a session that is being opened
 MANAGER = "@manager"
 
 

@@ -14,7 +14,7 @@ from etcdreplica.daemon import death_notice
 from etcdreplica.daemon.guard import Guard, WardView
 from etcdreplica.daemon.status_page import StatusPage
 from etcdreplica.errors import RefusedError
-from etcdreplica.guardian.tree import Tree, exiting_status, start_time
+from etcdreplica.guardian.tree import Tree, exiting_status, kill_all, start_time
 from etcdreplica.model import Program
 
 KILL_AGAIN_S = 0.002
@@ -104,13 +104,15 @@ class ReplicaProcess:
 
     async def kill(self) -> None:
         """Kill all of it and return when nothing of it can run user code any more."""
-        self._tree.kill()
-        while self._alive.keys() - self._dying or self._tree.alive():
-            for fd in self._alive.values():
-                with contextlib.suppress(OSError):
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+        while self._kill_once():  # noqa: ASYNC110  (nothing tells when a whole tree is dead)
             await asyncio.sleep(KILL_AGAIN_S)
-            self._tree.kill()
+
+    def _kill_once(self) -> bool:
+        """Kill all of it; whether something of it may still run."""
+        for fd in self._alive.values():
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        return bool(kill_all([self._tree]) or self._alive.keys() - self._dying)
 
     def _watch(self, pid: int) -> bool:
         try:

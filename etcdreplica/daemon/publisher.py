@@ -27,6 +27,7 @@ class Publisher:
         self._key = key
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def show(self, **changes: Any) -> None:
         """Change what is shown. Raises IllegalTransitionError for a state that cannot follow."""
@@ -39,10 +40,12 @@ class Publisher:
 
     def start(self, lease: Lease) -> None:
         """Begin to write, at once and then at each change."""
-        self._task = asyncio.create_task(self._run(lease))
+        if not self._stopped:
+            self._task = asyncio.create_task(self._run(lease))
 
     def stop(self) -> None:
-        """Write nothing more."""
+        """Write nothing more, ever."""
+        self._stopped = True
         if self._task is not None:
             self._task.cancel()
 

@@ -60,6 +60,7 @@ class Run:
         self._started_at = context.clock()
         self._leaving = False
         self._given_up = False
+        self._released = False  # by the guardian
         self._completed = False
         self._ending: asyncio.Task[None] | None = None
         self._progress_due = 0.0
@@ -89,6 +90,7 @@ class Run:
         run = cls(context, ward.ward, memo.placement, memo.revision, None)
         if memo.replica is not None:
             run._publisher.replica = memo.replica
+            run._started_at = memo.replica.body_at or run._started_at
         if memo.lease is not None:
             deadline = context.lease.deadline if ward.until is None else ward.until + context.settings.timing.kernel_margin_s
             run._hold.own = context.store.leases.resume(memo.lease, memo.ttl_s, deadline)
@@ -178,9 +180,12 @@ class Run:
         if not self.process.has(connection.pid):
             connection.refuse(f"process {connection.pid} was not started as a replica of {self.app}")
             return
-        if self._connection is not None and self._connection.is_open:
-            connection.refuse(f"another process is {self.app}'s replica here already")
-            return
+        before = self._connection
+        if before is not None and before.is_open:
+            if before.pid != connection.pid:
+                connection.refuse(f"another process is {self.app}'s replica here already")
+                return
+            before.drop()  # it has lost patience with that one
         self.process.include(connection.pid)
         self._connection = connection
         self._attached.set()
@@ -273,6 +278,9 @@ class Run:
         try:
             registration = self._registration = await read_registration(self._context.store, self.app)
             store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
+            if self._ending is not None:  # taken over, and dead already
+                await self._ending
+                return
             self._remember()
             if self._hold.own is None:
                 self._hold.own = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
@@ -309,6 +317,8 @@ class Run:
                 self.process = await self._spawning
         if self.process is not None:
             await self.process.kill()
+        if self.lease is not None:
+            self._context.store.leases.drop(self.lease)
 
     async def _start(self, registration: Registration) -> None:
         if self.process is not None:  # taken over
@@ -468,6 +478,7 @@ class Run:
         if self.lease is not None:
             with contextlib.suppress(StoreError):  # then it expires
                 await self._context.store.leases.revoke(self.lease)
+        self._released = True
         self._context.guard.release(self.app, Memo(self.placement, self._revision, ended=True))
 
     def _report(self, kind: FailureKind, reason: str) -> Txn:
@@ -492,6 +503,8 @@ class Run:
 
     def _remember(self) -> None:
         """Have the guardian know what the next WatchDog would have to know."""
+        if self._released:
+            return
         lease = self.lease
         lease_id, ttl_s = (lease.id, lease.ttl_s) if lease else (None, 0.0)
         memo = Memo(self.placement, self._revision, self._publisher.replica, lease_id, ttl_s)

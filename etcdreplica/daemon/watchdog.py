@@ -25,7 +25,7 @@ from etcdreplica.core.hang import Awake
 from etcdreplica.daemon.app_server import AppConnection, AppServer
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import Guard, WardView
-from etcdreplica.daemon.memo import SESSION, Memo, SessionMemo
+from etcdreplica.daemon.memo import OPENING, SESSION, Memo, SessionMemo
 from etcdreplica.daemon.peers import PeerServer
 from etcdreplica.daemon.process import KILL_AGAIN_S
 from etcdreplica.daemon.registry import register, unregister
@@ -35,7 +35,7 @@ from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
-from etcdreplica.guardian.tree import Tree
+from etcdreplica.guardian.tree import Tree, kill_all
 from etcdreplica.model import Host, Placement, Registration, Succession
 from etcdreplica.store import Changes, Corrupt, Entry, Exists, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
 
@@ -270,6 +270,7 @@ class WatchDog:
             lease: Lease | None = None
             try:
                 lease = await self._store.leases.grant(self.settings.lease_ttl_s)
+                self.guard.keep(OPENING, lease.id)
                 session = await self._announce(lease)
             except StoreDeniedError:
                 raise
@@ -286,6 +287,7 @@ class WatchDog:
                 self._begin_session(session, lease)
                 memo = SessionMemo(session, lease.id, lease.ttl_s)
                 self.guard.keep(SESSION, memo, lease.deadline - self.settings.timing.kernel_margin_s)
+                self.guard.release(OPENING)
                 return lease
 
     def _begin_session(self, session: int, lease: Lease) -> HostContext:
@@ -297,6 +299,8 @@ class WatchDog:
     async def _resume_session(self) -> Lease | None:
         """Go on where an earlier WatchDog of this guardian was killed; None if there is nothing, or it is too late."""
         wards = {name: ward for name, ward in self.guard.wards.items() if not name.startswith("@")}
+        if OPENING in self.guard.wards:  # it was killed before it knew whether its host key was written
+            self._past.add(int(self.guard.wards[OPENING].memo))
         kept = self.guard.wards.get(SESSION)
         if kept is None:
             return None
@@ -321,10 +325,8 @@ class WatchDog:
         """See that what an earlier WatchDog left is dead."""
         if ward.pid is not None:
             tree = Tree(ward.mark, ward.pid, ward.started)
-            tree.kill()
-            while tree.alive():
+            while kill_all([tree]):  # noqa: ASYNC110  (nothing tells when a whole tree is dead)
                 await asyncio.sleep(KILL_AGAIN_S)
-                tree.kill()
         self.guard.release(ward.ward)
 
     def _record(self) -> Host:
@@ -382,10 +384,11 @@ class WatchDog:
                 task.cancel()  # kills the process; etcd learns from the lease
             if late:
                 await asyncio.wait(late)
-        for app in (*self._begun, SESSION):
+        for app in self._begun:
             self.guard.release(app)
         with contextlib.suppress(StoreError):
             await self._store.leases.revoke(lease)
+        self.guard.release(SESSION)
         self._state.forget()
 
     async def _end_predecessor(self) -> None:

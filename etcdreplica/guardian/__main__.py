@@ -21,22 +21,24 @@ import uuid
 from typing import TYPE_CHECKING
 
 from etcdreplica.app.kernel import Deadline, become_subreaper, set_precedence
-from etcdreplica.app.protocol import GUARDIAN_ENV, Decoder, Message, encode
+from etcdreplica.app.protocol import FINAL_CODES, GUARDIAN_ENV, Decoder, Message, encode
 from etcdreplica.clock import boottime
 from etcdreplica.errors import ProtocolError
-from etcdreplica.guardian.tree import Tree, control_group
+from etcdreplica.guardian.tree import Tree, control_group, end_all, kill_all
 from etcdreplica.guardian.wards import URGENT_NICE, Ward
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 BACKSTOP_S = 0.2  # the kernel kills a guardian that has not acted on a deadline for this long, unless it is told another
 SWEEP_S = 0.005
+LINE_LIMIT = 500  # of characters: what a pipe takes at once
 LITTER_ROUNDS = 200
 RESTART_S = (0.0, 0.0, 0.2, 0.5, 1.0, 2.0)  # after so many WatchDogs that did not live for STEADY_S
 STEADY_S = 10.0
-FINAL = (0, 1, 2)  # exit codes by which a WatchDog says that it is not to be started again
-WATCHDOG = "@watchdog"
+HUNG_S = 60.0  # a WatchDog that has let its session end so long ago, and says nothing of it, is replaced
+WATCHDOG, SESSION = "@watchdog", "@session"
 LONGEST_S = 1e9
 
 
@@ -64,6 +66,7 @@ class Guardian:
         signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
         self._backstop = Deadline()
         self._backstop_s = BACKSTOP_S
+        self._undertaker: int | None = None
         self._spent: list[Tree] = []  # what is left of wards that were released
 
     def run(self) -> int:
@@ -73,48 +76,68 @@ class Guardian:
         while self._code is None:
             ready = dict(self._poll.poll(self._wait_ms()))
             if self._signals in ready:
-                self._take_signals()
+                self._safely(self._take_signals)
             if self._line is not None and self._line.fileno() in ready:
-                self._hear()
+                self._safely(self._listen)
             for ward in list(self._wards.values()):
                 if ward.starting in ready:
                     self._tell_outcome(ward)
-            self._reap()
-            self._enforce(boottime())
-            self._supervise(boottime())
-        self._end_all()
+            self._safely(self._reap)
+            self._safely(self._enforce)
+            self._safely(self._supervise)
+        self._safely(self._end_all)
         return self._code
+
+    def _safely(self, step: Callable[[], None]) -> None:
+        """Whatever goes wrong in one step (no memory, no descriptors), the others must follow."""
+        try:
+            step()
+        except Exception as error:
+            _say(f"{step.__name__.strip('_')} failed, trying again: {error!r}")
+            time.sleep(SWEEP_S)
 
     # --- the WatchDog ----------------------------------------------------------------------------------------------
 
-    def _supervise(self, now: float) -> None:
+    def _supervise(self) -> None:
+        now = boottime()
+        if self._undertaker is None:
+            self._undertaker = _start_undertaker(self._id)
+        session = self._wards.get(SESSION)
+        if session is not None and session.until is not None and now > session.until + HUNG_S:
+            _say("the WatchDog does nothing any more: replacing it")
+            session.until = None
+            self._signal_watchdog(signal.SIGKILL)
         if self._watchdog.pid is not None and self._watchdog.status is not None:
             self._lost_watchdog(now)
         if self._start_at is not None and now >= self._start_at and self._code is None:
+            self._start_at = now + RESTART_S[-1]  # if it cannot be started now
             self._start_watchdog(now)
 
     def _lost_watchdog(self, now: float) -> None:
         code = os.waitstatus_to_exitcode(self._watchdog.status or 0)
+        while self._line is not None and self._hear():
+            continue  # what it said last counts
         self._hang_up()
-        Tree(self._watchdog.mark, 0, None).kill()  # it may have left a probe behind
-        self._watchdog = Ward(WATCHDOG)
-        if code in FINAL or self._ending:
-            self._code = max(0, code)
+        mark, self._watchdog = self._watchdog.mark, Ward(WATCHDOG)
+        if code in FINAL_CODES.values() or self._ending:
+            self._code = next((meant for meant, told in FINAL_CODES.items() if told == code), max(0, code))
             return
         self._short_lives = 0 if now - self._began_at > STEADY_S else self._short_lives + 1
         self._start_at = now + RESTART_S[min(self._short_lives, len(RESTART_S) - 1)]
         _say(f"the WatchDog ended ({_in_words(code)}); starting it again, {len(self._wards)} ward(s) go on meanwhile")
+        Tree(mark, 0, None).kill()  # it may have left a probe behind
 
     def _start_watchdog(self, now: float) -> None:
+        self._hang_up()
         ours, its = socket.socketpair()
         ours.setblocking(False)
         self._line, self._decoder, self._unsent = ours, Decoder(), bytearray()
         self._poll.register(ours, select.POLLIN)
         os.set_inheritable(its.fileno(), True)
         environment = {**os.environ, GUARDIAN_ENV: f"{its.fileno()},{self._id}"}
-        program = {"argv": self._command, "cwd": os.getcwd(), "env": environment}  # noqa: PTH109
         with its:
-            self._watchdog.start(f"{self._id}/{WATCHDOG}", program, grouped=False)
+            self._watchdog.start(f"{self._id}/{WATCHDOG}", {"argv": self._command, "env": environment}, grouped=False)
+        self._watchdog.abandon()
         self._began_at, self._start_at = now, None
         for ward in self._wards.values():
             self._send("ward", **ward.described())
@@ -137,24 +160,30 @@ class Guardian:
 
     # --- what it says ----------------------------------------------------------------------------------------------
 
-    def _hear(self) -> None:
-        assert self._line is not None
+    def _listen(self) -> None:
         self._flush()
+        if not self._hear():
+            self._signal_watchdog(signal.SIGKILL)  # it has closed the line: it is of no use any more
+            self._hang_up()
+
+    def _hear(self) -> bool:
+        """Take what there is to hear; False at the end of the line, and when nothing is there."""
+        assert self._line is not None
         try:
             data = self._line.recv(1 << 16)
         except BlockingIOError:
-            return
+            return self._watchdog.status is None
         except OSError:
             data = b""
         if not data:
-            self._hang_up()
-            return
+            return False
         try:
             for message in self._decoder.feed(data):
                 self._take(message)
         except (ProtocolError, KeyError, TypeError, ValueError, AttributeError) as error:
             _say(f"the WatchDog sent what is not the protocol ({error!r}): hung up on it")
             self._signal_watchdog(signal.SIGKILL)
+        return True
 
     def _take(self, message: Message) -> None:
         kind = message["type"]
@@ -205,9 +234,12 @@ class Guardian:
 
     def _release(self, ward: Ward, message: Message) -> None:
         self._wards.pop(ward.name, None)
+        if ward.starting is not None:
+            self._poll.unregister(ward.starting)
+            ward.abandon()
         if ward.tree is not None:
             if ward.is_child:
-                ward.tree.kill()
+                ward.tree.strike()
             self._spent.append(ward.tree)
         if message.get("memo") is not None:
             kept = self._wards[ward.name] = Ward(ward.name)
@@ -244,6 +276,8 @@ class Guardian:
                 break
             if pid == 0:
                 break
+            if pid == self._undertaker:
+                self._undertaker = None
             ward = by_pid.get(pid)
             if ward is not None and ward.status is None:
                 ward.status = status
@@ -251,18 +285,20 @@ class Guardian:
                     self._send("exited", ward=ward.name, pid=pid, status=status)
         self._spent = [tree for tree in self._spent if not tree.forget()]
 
-    def _enforce(self, now: float) -> None:
+    def _enforce(self) -> None:
         """Kill what has reached its deadline, the whole of it, as often as it takes."""
-        for ward in self._wards.values():
-            if ward.until is not None and ward.until <= now and not ward.condemned:
-                ward.condemned = True
-                if ward.tree is not None:
-                    late = 1000 * (now - ward.until)
-                    _say(f"{ward.name}: its lease was not confirmed again: killed, {late:.1f} ms after its deadline")
-            if ward.condemned and not ward.swept and ward.tree is not None:
-                ward.tree.kill()
-                ward.swept = not ward.tree.alive()
+        now = boottime()
+        due = [w for w in self._wards.values() if w.until is not None and w.until <= now and w.pid and not w.condemned]
+        for ward in due:
+            ward.condemned = True
+        sweeping = {ward.tree: ward for ward in self._wards.values() if ward.condemned and not ward.swept and ward.tree}
+        left = kill_all(sweeping)
+        for tree, ward in sweeping.items():
+            ward.swept = tree not in left
         self._backstop.arm(min((at + self._backstop_s for at in self._deadlines()), default=None))
+        for ward in due:
+            late_ms = 1000 * (now - (ward.until or now))
+            _say(f"{ward.name}: its lease was not confirmed again: killed, {late_ms:.1f} ms after its deadline")
 
     def _deadlines(self) -> list[float]:
         return [w.until for w in self._wards.values() if w.until is not None and not w.condemned and w.pid is not None]
@@ -276,13 +312,12 @@ class Guardian:
     def _end_all(self) -> None:
         """Leave nothing behind."""
         self._backstop.arm(None)
-        for ward in self._wards.values():
-            while ward.tree is not None and ward.tree.alive():
-                ward.tree.kill()
-                self._reap()
-                time.sleep(SWEEP_S)
-            if ward.tree is not None:
-                self._spent.append(ward.tree)
+        trees = [ward.tree for ward in self._wards.values() if ward.tree is not None]
+        left = trees
+        while left := kill_all(left):
+            self._reap()
+            time.sleep(SWEEP_S)
+        self._spent += trees
         for _ in range(LITTER_ROUNDS):
             self._reap()
             if not self._spent:
@@ -291,6 +326,29 @@ class Guardian:
         if group := control_group(self._id):
             with contextlib.suppress(OSError):
                 os.rmdir(group)  # noqa: PTH106
+
+
+def _start_undertaker(guardian: str) -> int:
+    """Start a process that waits for the end of this one, however it comes, and then ends what is left of its wards.
+
+    The kernel kills the children of a dead guardian, but not the children of those.
+    """
+    wait, held = os.pipe2(os.O_CLOEXEC)
+    os.set_inheritable(held, False)
+    pid = os.fork()
+    if pid:
+        os.close(wait)
+        return pid  # `held` stays open for as long as this process lives
+    try:
+        os.closerange(3, wait)
+        os.closerange(wait + 1, os.sysconf("SC_OPEN_MAX"))
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        os.read(wait, 1)
+        end_all(guardian)
+    finally:
+        os._exit(0)
 
 
 def _seconds(value: Any) -> float:
@@ -306,9 +364,13 @@ def _in_words(code: int) -> str:
 
 
 def _say(text: str) -> None:
+    """Write one line, unless whoever should read it does not: nothing may keep the guardian waiting."""
+    ready = select.poll()
+    ready.register(2, select.POLLOUT)
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} etcdreplica guardian: {text}\n")
-        sys.stderr.flush()
+        if ready.poll(0):
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} etcdreplica guardian: {text}"[:LINE_LIMIT]
+            os.write(2, f"{line}\n".encode(errors="replace"))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from etcdreplica.app.protocol import MARK_ENV
 
@@ -32,77 +32,140 @@ class Tree:
         self.started = started
         self.group = control_group(mark) if mark else None
 
-    def kill(self) -> None:
-        """Send SIGKILL to all of it."""
-        if self.group is not None:
-            with contextlib.suppress(OSError):  # removed: nothing is left in it
-                _write(f"{self.group}/cgroup.kill", b"1")
-                for pid in self.alive():  # the kernel leaves out a process whose main thread has ended
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(pid, signal.SIGKILL)
-                return
+    def strike(self) -> None:
+        """Send SIGKILL to what can be reached at once: its cgroups, its process group, its main process."""
+        for group in self._groups():
+            with contextlib.suppress(FileNotFoundError):  # removed: nothing is left in it
+                _write(f"{group}/cgroup.kill", b"1")
         if start_time(self.pid) == self.started is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 if os.getpgid(self.pid) == self.pid:
                     os.killpg(self.pid, signal.SIGKILL)  # a group is killed as one, however fast it forks
-        for pid in self._search():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
 
-    def alive(self) -> list[int]:
-        """Return those that may still run code of the user."""
-        return [pid for pid in self._members() if not _is_over(pid)]
+    def kill(self, processes: Processes | None = None) -> list[int]:
+        """Send SIGKILL to all of it, and return those that may still run code of the user.
+
+        Raises OSError when that cannot be told now: then it must be tried again. `processes` spares a search.
+        """
+        self.strike()
+        alive = self.alive(processes)
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)  # in a cgroup: one whose main thread has ended, which the kernel leaves out
+        return alive
+
+    def alive(self, processes: Processes | None = None) -> list[int]:
+        """Return those that may still run code of the user. Raises OSError when that cannot be told now."""
+        return [pid for pid in self._members(processes) if not _is_over(pid)]
 
     def forget(self) -> bool:
         """Remove what was made for it; False if that has to be tried again because something in it is still ending."""
-        if self.group is not None:
-            try:
-                os.rmdir(self.group)  # noqa: PTH106
-            except FileNotFoundError:
-                return True
-            except OSError:
-                return False
+        try:
+            for group in reversed(self._groups()):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(group)  # noqa: PTH106
+        except OSError:
+            return False
         return True
 
-    def _members(self) -> Iterator[int]:
-        if self.group is not None:
-            with contextlib.suppress(OSError):
-                yield from map(int, _read(f"{self.group}/cgroup.procs").split())
-            return
-        yield from self._search()
+    def _groups(self) -> list[str]:
+        """Its cgroup and those that it has made below, the nearest first."""
+        found = [self.group] if self.group is not None else []
+        for group in found:
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(group).st_nlink > 2:  # noqa: PTH116
+                    found += [entry.path for entry in os.scandir(group) if entry.is_dir(follow_symlinks=False)]
+        return found
 
-    def _search(self) -> Iterator[int]:
-        found = dict(_all_processes())
-        main, mark = found.get(self.pid), f"{MARK_ENV}={self.mark}".encode()
+    def _members(self, processes: Processes | None) -> Iterator[int]:
+        if self.group is None:
+            yield from self._search(processes or Processes())
+            return
+        members = {self.pid} if start_time(self.pid) == self.started is not None else set()  # it may have moved away
+        for group in self._groups():
+            with contextlib.suppress(FileNotFoundError):
+                members.update(map(int, _read(f"{group}/cgroup.procs").split()))
+        yield from members
+
+    def _search(self, processes: Processes) -> Iterator[int]:
+        main = processes.stats.get(self.pid)
         reused = main is not None and int(main[19]) != self.started  # the number is somebody else's by now
         members: set[int] = set()
-        for pid, fields in sorted(found.items(), key=lambda item: int(item[1][19])):  # parents before their children
+        for pid, fields in processes.by_age:  # parents before their children
             parent, group = int(fields[1]), int(fields[2])
             ours = parent in members or (pid == self.pid and not reused)
             if self.mark and not ours:
-                ours = (group == self.pid > 0 and not reused) or _has_mark(pid, mark)
+                mark = processes.mark(pid)
+                ours = (group == self.pid > 0 and not reused) or mark == self.mark or mark.startswith(f"{self.mark}/")
             if ours and pid != os.getpid():
                 members.add(pid)
                 yield pid
 
 
+class Processes:
+    """All processes of the machine at one moment."""
+
+    def __init__(self) -> None:
+        self.stats = dict(_all_processes())
+        self.by_age = sorted(self.stats.items(), key=lambda item: int(item[1][19]))
+        self._marks: dict[int, str] = {}
+
+    def mark(self, pid: int) -> str:
+        """Return the mark in a process's environment, or nothing."""
+        if pid not in self._marks:
+            self._marks[pid] = _mark_of(pid)
+        return self._marks[pid]
+
+
+def kill_all(trees: Iterable[Tree]) -> list[Tree]:
+    """Kill several, all at once and then each as a whole; return those of which something may still run."""
+    trees = list(trees)
+    for tree in trees:
+        with contextlib.suppress(OSError):
+            tree.strike()
+    try:
+        processes = Processes() if any(tree.group is None for tree in trees) else None
+    except OSError:
+        return trees
+    left = []
+    for tree in trees:
+        try:
+            if tree.kill(processes):
+                left.append(tree)
+        except OSError:
+            left.append(tree)
+    return left
+
+
 def end_all(guardian: str) -> None:
     """Kill whatever a guardian that is dead has left behind, and return when none of it can run any more."""
     group = control_group(guardian)
-    wards = [entry.name for entry in os.scandir(group) if entry.is_dir()] if group else []
     by_mark = Tree(guardian, 0, None)
     by_mark.group = None
-    for tree in (*(Tree(f"{guardian}/{name}", 0, None) for name in wards), by_mark):
-        while tree.alive():
-            tree.kill()
-            time.sleep(0.002)
-        for _ in range(500):
-            if tree.forget():
-                break
-            time.sleep(0.01)
+    wards = [Tree(f"{guardian}/{entry.name}", 0, None) for entry in os.scandir(group) if entry.is_dir()] if group else []
+    left = [*wards, by_mark]
+    while left := kill_all(left):
+        time.sleep(0.002)
+    for _ in range(500):
+        wards = [tree for tree in wards if not tree.forget()]
+        if not wards:
+            break
+        time.sleep(0.01)
     if group:
         with contextlib.suppress(OSError):
             os.rmdir(group)  # noqa: PTH106
+
+
+def join_control_group(group: str) -> bool:
+    """Move this process into a cgroup; if that cannot be, remove it, so that nobody relies on it."""
+    try:
+        _write(f"{group}/cgroup.procs", b"0")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rmdir(group)  # noqa: PTH106
+        return False
+    return True
 
 
 def make_control_group(mark: str) -> str | None:
@@ -164,12 +227,13 @@ def _is_zombie(fields: list[bytes]) -> bool:
     return fields[0] in b"ZX" and int(fields[17]) <= 1
 
 
-def _has_mark(pid: int, mark: bytes) -> bool:
+def _mark_of(pid: int) -> str:
+    name = f"{MARK_ENV}=".encode()
     try:
-        with open(f"/proc/{pid}/environ", "rb") as environ:  # noqa: PTH123
-            return any(e == mark or e.startswith(mark + b"/") for e in environ.read().split(b"\0"))
-    except OSError:
-        return False
+        environ = _read(f"/proc/{pid}/environ")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return ""
+    return next((entry[len(name) :].decode(errors="replace") for entry in environ.split(b"\0") if entry.startswith(name)), "")
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from etcdreplica.app.kernel import die_with_parent, set_precedence
 from etcdreplica.app.protocol import MARK_ENV
-from etcdreplica.guardian.tree import Tree, make_control_group, start_time
+from etcdreplica.guardian.tree import Tree, join_control_group, make_control_group, start_time
 
 if TYPE_CHECKING:
     from typing import Any, NoReturn
@@ -75,6 +75,13 @@ class Ward:
             _become(guardian, group, mark, URGENT_NICE if self.name.startswith("@") else 0, program, tell)
         self.pid, self.started = pid, start_time(pid)
 
+    def abandon(self) -> int | None:
+        """Wait no longer for the outcome; return the pipe that told it, now closed."""
+        pipe, self.starting = self.starting, None
+        if pipe is not None:
+            os.close(pipe)
+        return pipe
+
     def outcome(self) -> int | None:
         """Return what `starting` has to tell: None for nothing yet, 0 for a success, else an errno."""
         assert self.starting is not None
@@ -93,14 +100,14 @@ def _become(guardian: int, group: str | None, mark: str, nice: int, program: Map
     try:
         os.setsid()
         if group is not None:
-            with contextlib.suppress(OSError), open(f"{group}/cgroup.procs", "wb", buffering=0) as procs:  # noqa: PTH123
-                procs.write(b"0")
+            join_control_group(group)
         die_with_parent(signal.SIGKILL, guardian)
         set_precedence(nice)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; exec would pass that on
             signal.signal(number, signal.SIG_DFL)
         _redirect(program.get("log"))
-        os.chdir(program["cwd"])
+        if program.get("cwd") is not None:
+            os.chdir(program["cwd"])
         argv: list[str] = program["argv"]
         os.execvpe(argv[0], argv, {**program["env"], MARK_ENV: mark})  # noqa: S606
     except OSError as error:

@@ -92,6 +92,11 @@ class LeaseKeeper:
         lease.lose("revoked")
         await self.revoke_id(lease.id)
 
+    def drop(self, lease: Lease) -> None:
+        """Renew it no longer: it expires by itself."""
+        self._leases.pop(lease.id, None)
+        lease.lose("given up")
+
     async def revoke_id(self, lease_id: int) -> None:
         """Give up a lease of another process of this host that is known to be dead."""
         try:
