@@ -41,6 +41,7 @@ class Vitals:
         self.page: StatusPage | None = None
         self.health = 0, ""  # bad answers of the `health` function in a row, and the last one's reason
         self.hung = ""
+        self.arrived = False  # at the protected call
         self._on_hung = on_hung
         self._registration: Registration | None = None  # while it is judged
         self._prober: Prober | None = None
@@ -94,6 +95,8 @@ class Vitals:
 
     def _verdict(self, registration: Registration, at: float) -> str:
         if self.page is None:
+            if self.arrived:
+                return ""  # it could not give signs of life: only its probes tell
             self._waiting_since = at if self._waiting_since is None else self._waiting_since
             late = at - self._waiting_since > registration.start_timeout_s
             return f"it did not reach the protected call within {registration.start_timeout_s:g} s" if late else ""

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from etcdreplica.app.protocol import MARK_ENV, Decoder, encode
+from etcdreplica.app.protocol import FINAL_CODES, MARK_ENV, Decoder, encode
 from etcdreplica.clock import boottime
 from etcdreplica.guardian.tree import control_group, end_all, start_time
 from etcdreplica.testing.processes import spawn_bound
@@ -475,19 +475,19 @@ def test_killed_guardian_takes_its_children_along(host: Host) -> None:
 # --- the WatchDog ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [0, 1, 2])
-def test_final_exit_codes(host: Host, code: int, tmp_path: Path) -> None:
-    """The guardian ends with the same code, and nothing is left."""
+@pytest.mark.parametrize(("code", "meant"), [(told, meant) for meant, told in FINAL_CODES.items()])
+def test_final_exit_codes(host: Host, code: int, meant: int, tmp_path: Path) -> None:
+    """The guardian ends with the code that is meant, and nothing is left."""
     dog = host.first_dog()
     dog.spawn("app", *family(tmp_path / "pids"), env=PATHS)
     pids = [*noted(tmp_path / "pids", 4), dog.spawn("other")]
     dog.exit(code)
-    assert host.wait_end() == code
+    assert host.wait_end() == meant
     assert not any(map(is_alive, pids))
     assert control_group(dog.name) is None
 
 
-@pytest.mark.parametrize("end", [3, 127, 255, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+@pytest.mark.parametrize("end", [1, 2, 3, 127, 255, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 def test_other_ends_start_the_next_one(host: Host, end: int | signal.Signals) -> None:
     """With the same name, and the wards live."""
     dog = host.first_dog()
@@ -634,3 +634,13 @@ def test_many_wards(host: Host) -> None:
     assert host.wait_end() == 0
     assert not any(map(is_alive, pids))
     assert control_group(dog.name) is None
+
+
+def test_orphans_of_a_killed_guardian_are_ended(host: Host, tmp_path: Path) -> None:
+    """The kernel ends its children; what those have started is ended by the undertaker."""
+    dog = host.first_dog()
+    dog.spawn("app", *family(tmp_path / "pids"), env=PATHS)
+    pids = noted(tmp_path / "pids", 4)
+    os.kill(host.process.pid, signal.SIGKILL)
+    for pid in pids:
+        wait_dead(pid)
