@@ -37,10 +37,14 @@ class ReplicaProcess:
         self._tree = Tree(ward.mark, ward.pid, ward.started)
         self._alive: dict[int, int] = {}  # pid -> pidfd
         self._dying: set[int] = set()  # of them, those that only the kernel still works on
-        if ward.status is not None or start_time(ward.pid) != ward.started or not self._watch(ward.pid):
+        if ward.status is not None:
             self._exited(ward.status)
-        elif ward.is_child:
+            return
+        is_there = start_time(ward.pid) == ward.started and self._watch(ward.pid)
+        if ward.is_child:  # also if it has just ended: the guardian tells how
             guard.on_exit(ward.ward, ward.pid, self._exited)
+        elif not is_there:
+            self._exited(None)
 
     @classmethod
     async def spawn(
