@@ -45,10 +45,15 @@ class Link:
         self._poll.register(self._socket, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
 
-    def reconnect(self) -> None:
-        """Connect once more, when the connection is lost. Raises NoWatchDogError."""
+    def reconnect(self, kind: str, **fields: Any) -> None:
+        """Connect once more, when the connection is lost, with this as the first message. Raises NoWatchDogError."""
         new = _connect(self._path)
-        with self._sending:
+        try:
+            new.sendall(encode(kind, **fields))
+        except OSError as error:
+            new.close()
+            raise NoWatchDogError("the WatchDog of this host went away") from error
+        with self._sending:  # from here on other threads send to it too
             old, self._socket = self._socket, new
             self._poll.unregister(old)
             self._poll.register(new, select.POLLIN)

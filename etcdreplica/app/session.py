@@ -262,8 +262,7 @@ class Session:
             raise error
         while not self._closed.is_set():
             try:
-                link.reconnect()
-                link.send("hello", version=VERSION, app=self._name, incarnation=self._incarnation)
+                link.reconnect("hello", version=VERSION, app=self._name, incarnation=self._incarnation)
                 welcome = link.receive(PATIENCE_S)
             except NoWatchDogError:
                 welcome = None
