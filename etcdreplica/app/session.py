@@ -312,9 +312,12 @@ class Session:
     def _leave(self, link: Link) -> NoReturn:
         """End before the body began, once the WatchDog knows that this is no failure."""
         link.send("leaving")
+        until = boottime() + DONE_S
         with contextlib.suppress(NoWatchDogError):
-            while (message := link.receive(DONE_S)) is not None and message["type"] != "stop":
-                pass
+            while (left := until - boottime()) > 0:
+                message = link.receive(left)  # None also when the signal that asked for this is still in the pipe
+                if message is not None and message["type"] == "stop":
+                    break
         raise SystemExit(0)
 
     def _listen(self, link: Link) -> None:

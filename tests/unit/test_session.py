@@ -346,6 +346,21 @@ def test_no_watchdog_for_a_while(watchdog: WatchDogEnd, script: Path) -> None:
     assert application.wait() == 0
 
 
+def test_nothing_is_said_before_hello(watchdog: WatchDogEnd, script: Path) -> None:
+    """Whatever the body tells meanwhile: a WatchDog refuses who does not begin with hello, and that would kill the copy."""
+    application, connection = begun(watchdog, script, "warm", "chatter", **guarded())
+    for _ in range(20):
+        connection.close()
+        connection = watchdog.accept()
+        first = connection.receive()
+        assert first is not None
+        assert first["type"] == "hello"
+    connection.welcome()
+    connection.send("stop")
+    connection.rest()
+    assert application.wait() == 0
+
+
 @HELD
 def test_refused_reconnect_kills(watchdog: WatchDogEnd, script: Path, held: Held) -> None:
     """A WatchDog that does not know this copy has another one run."""

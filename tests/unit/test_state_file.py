@@ -68,6 +68,9 @@ def test_marked_leftovers_are_ended(tmp_path: Path) -> None:
     marks = [f"{EARLIER}/shop.1", f"{NOW}/shop.1"]
     theirs, ours = (subprocess.Popen(["sleep", "600"], env={**os.environ, MARK_ENV: mark}) for mark in marks)
     with theirs, ours:
+        for child in (theirs, ours):
+            while MARK_ENV.encode() not in Path(f"/proc/{child.pid}/environ").read_bytes():
+                assert child.poll() is None  # Popen returns a little before exec has set it
         assert asyncio.run(StateFile(tmp_path).end_leftovers(NOW)) == 77
         assert start_time(theirs.pid) is None
         assert ours.poll() is None

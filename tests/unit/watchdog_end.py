@@ -61,6 +61,9 @@ SOURCE = textwrap.dedent(
                 replica.heartbeat()
         if action in ("advertise", "beat"):
             replica.advertise("tcp:1")
+        if action == "chatter":
+            while not replica.stopping:
+                replica.advertise("tcp:1")
         if action == "linger":
             return 7
         if action == "ignore":
