@@ -120,7 +120,7 @@ class Stage:
 @pytest.fixture
 def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Hosts whose leases outlast several WatchDogs that are killed before they could renew them."""
-    with LocalCluster(3, etcd=etcd_server, cluster=f"restart-{uuid.uuid4().hex}", lease_ttl_s=6) as cluster:
+    with LocalCluster(3, etcd=etcd_server, cluster=f"restart-{uuid.uuid4().hex}", lease_ttl_s=12) as cluster:
         yield cluster
 
 
@@ -303,6 +303,6 @@ async def _leased(cluster: LocalCluster) -> list[str]:
 
 def _outlive_leases(stage: Stage) -> None:
     """Return when every lease that any earlier WatchDog has confirmed would have ended."""
-    until = time.monotonic() + 1.5 * stage.cluster.lease_ttl_s
+    until = time.monotonic() + 1.1 * stage.cluster.lease_ttl_s
     while time.monotonic() < until:
         time.sleep(0.05)
