@@ -319,6 +319,7 @@ async def _renewed(cluster: LocalCluster, host: str) -> None:
             for lease in list(leases):
                 answer = await store.channel.call("Lease.LeaseTimeToLive", rpc.LeaseTimeToLiveRequest(ID=lease))
                 assert answer.TTL > 0, cluster.describe()
-                if answer.TTL > lowest.setdefault(lease, answer.TTL):
+                lowest[lease] = min(answer.TTL, lowest.get(lease, answer.TTL))
+                if lowest[lease] < answer.TTL:
                     leases.remove(lease)
             await asyncio.sleep(0.2)  # etcd tells nobody of a renewal
