@@ -326,6 +326,9 @@ class Guardian:
         if group := control_group(self._id):
             with contextlib.suppress(OSError):
                 os.rmdir(group)  # noqa: PTH106
+        if self._undertaker is not None:  # it has nothing to do
+            os.kill(self._undertaker, signal.SIGKILL)
+            os.waitpid(self._undertaker, 0)
 
 
 def _start_undertaker(guardian: str) -> int:
