@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from etcdreplica.app.kernel import Deadline, Notice, Page, Slot
@@ -77,8 +78,13 @@ class Session:
 
     def connect(self) -> None:
         """Reach the WatchDog, unless this is to run without one. Raises NoWatchDogError."""
-        if os.environ.get(STANDALONE_ENV) != "1":
-            self._link = Link(default_socket())
+        while os.environ.get(STANDALONE_ENV) != "1" and self._link is None:
+            try:
+                self._link = Link(default_socket())
+            except NoWatchDogError:
+                if INCARNATION_ENV not in os.environ:
+                    raise
+                time.sleep(REJOIN_S)  # its WatchDog is just being replaced, and the guardian knows how long to wait
 
     def close(self) -> None:
         """Hang up, and give back what the connection took."""
@@ -130,10 +136,10 @@ class Session:
     def ask_to_leave(self) -> None:
         """End this copy in order and hand its role over."""
         self._leaving = True
-        if self._replica:
-            self._replica._ask_to_stop()
         if self._link:
-            self._link.wake()
+            self._link.wake()  # whoever listens does the rest: a signal handler must take no lock that the body may hold
+        elif self._replica:
+            self._replica._ask_to_stop()
 
     def wait_for_turn(self) -> Replica:
         """Get a place, and return when the body may run there.

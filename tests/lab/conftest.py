@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -23,13 +24,18 @@ class Network:
     tag: str
 
     @property
+    def _subnet(self) -> str:
+        """One of its own: several labs may run at a time."""
+        return f"10.213.{zlib.crc32(self.tag.encode()) % 250 + 1}"
+
+    @property
     def address(self) -> str:
         """The address at which the hosts reach this machine."""
-        return "10.213.77.1"
+        return f"{self._subnet}.1"
 
     def address_of(self, host: str) -> str:
         """The address of a host."""
-        return f"10.213.77.{FIRST + HOSTS.index(host)}"
+        return f"{self._subnet}.{FIRST + HOSTS.index(host)}"
 
     def namespace(self, host: str) -> str:
         """The namespace of a host."""
