@@ -17,7 +17,7 @@ import msgspec
 from attrs import frozen
 
 from etcdreplica.errors import ConfigurationError
-from etcdreplica.guardian.tree import Tree, end_all, start_time
+from etcdreplica.guardian.tree import Tree, end_all, kill_all, start_time
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,7 @@ class StateFile:
                 if start_time(pid) == started:
                     log.warning("%s: ending process %d that an earlier node left", app, pid)
                 tree = Tree("", pid, started)
-                while start_time(pid) == started or tree.alive():
-                    tree.kill()
+                while kill_all([tree]):  # noqa: ASYNC110  (nothing tells when a whole tree is dead)
                     await asyncio.sleep(0.005)
         return found.lease
 

@@ -152,10 +152,9 @@ async def _stacks(pid: int, remote_fd: int, number: int) -> str:
         fd = open_memory(pid, remote_fd, STACKS_NAME)
     except ProtocolError:
         return ""
-    started = start_time(pid)
     try:
         size = os.fstat(fd).st_size
-        if started is None:
+        if start_time(pid) is None:
             return ""
         os.kill(pid, number)
         seen = size

@@ -336,12 +336,11 @@ def _start_undertaker(guardian: str) -> int:
 
     The kernel kills the children of a dead guardian, but not the children of those.
     """
-    wait, held = os.pipe2(os.O_CLOEXEC)
-    os.set_inheritable(held, False)
+    wait, _held = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid:
         os.close(wait)
-        return pid  # `held` stays open for as long as this process lives
+        return pid  # `_held` stays open for as long as this process lives
     try:
         os.closerange(3, wait)
         os.closerange(wait + 1, os.sysconf("SC_OPEN_MAX"))

@@ -43,12 +43,16 @@ class Tree:
                     os.killpg(self.pid, signal.SIGKILL)  # a group is killed as one, however fast it forks
                 os.kill(self.pid, signal.SIGKILL)
 
-    def kill(self, processes: Processes | None = None) -> list[int]:
+    def kill(self) -> list[int]:
         """Send SIGKILL to all of it, and return those that may still run code of the user.
 
-        Raises OSError when that cannot be told now: then it must be tried again. `processes` spares a search.
+        Raises OSError when that cannot be told now: then it must be tried again.
         """
         self.strike()
+        return self.sweep()
+
+    def sweep(self, processes: Processes | None = None) -> list[int]:
+        """Send SIGKILL to what a strike has left, and return it. `processes` spares a search. Raises OSError as `kill` does."""
         alive = self.alive(processes)
         for pid in alive:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -131,7 +135,7 @@ def kill_all(trees: Iterable[Tree]) -> list[Tree]:
     left = []
     for tree in trees:
         try:
-            if tree.kill(processes):
+            if tree.sweep(processes):
                 left.append(tree)
         except OSError:
             left.append(tree)
@@ -157,15 +161,13 @@ def end_all(guardian: str) -> None:
             os.rmdir(group)  # noqa: PTH106
 
 
-def join_control_group(group: str) -> bool:
+def join_control_group(group: str) -> None:
     """Move this process into a cgroup; if that cannot be, remove it, so that nobody relies on it."""
     try:
         _write(f"{group}/cgroup.procs", b"0")
     except OSError:
         with contextlib.suppress(OSError):
             os.rmdir(group)  # noqa: PTH106
-        return False
-    return True
 
 
 def make_control_group(mark: str) -> str | None:

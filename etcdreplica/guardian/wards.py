@@ -65,8 +65,7 @@ class Ward:
         try:
             pid = os.fork()
         except OSError:
-            os.close(self.starting)
-            self.starting = None
+            self.abandon()
             raise
         finally:
             if os.getpid() == guardian:
@@ -75,12 +74,11 @@ class Ward:
             _become(guardian, group, mark, URGENT_NICE if self.name.startswith("@") else 0, program, tell)
         self.pid, self.started = pid, start_time(pid)
 
-    def abandon(self) -> int | None:
-        """Wait no longer for the outcome; return the pipe that told it, now closed."""
-        pipe, self.starting = self.starting, None
-        if pipe is not None:
-            os.close(pipe)
-        return pipe
+    def abandon(self) -> None:
+        """Wait no longer for the outcome."""
+        if self.starting is not None:
+            os.close(self.starting)
+            self.starting = None
 
     def outcome(self) -> int | None:
         """Return what `starting` has to tell: None for nothing yet, 0 for a success, else an errno."""
@@ -89,8 +87,7 @@ class Ward:
             told = os.read(self.starting, 16)
         except BlockingIOError:
             return None
-        os.close(self.starting)
-        self.starting = None
+        self.abandon()
         return int(told) if told else 0
 
 
