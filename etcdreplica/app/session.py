@@ -138,8 +138,8 @@ class Session:
         self._leaving = True
         if self._link:
             self._link.wake()  # whoever listens does the rest: a signal handler must take no lock that the body may hold
-        elif self._replica:
-            self._replica._ask_to_stop()
+        else:
+            self._stop_body()
 
     def wait_for_turn(self) -> Replica:
         """Get a place, and return when the body may run there.
@@ -273,7 +273,9 @@ class Session:
                 welcome = link.receive(PATIENCE_S)
             except NoWatchDogError:
                 welcome = None
-            self._leaving = self._leaving or link.signalled
+            if link.signalled:
+                self._leaving = True
+                self._stop_body()  # also while there is nobody to tell
             if welcome is None:
                 link.pause(REJOIN_S)
                 link.on_pulse()
@@ -297,7 +299,6 @@ class Session:
         if self._last_words is not None:
             link.send(self._last_words[0], **self._last_words[1])
         elif self._leaving:
-            replica._ask_to_stop()
             link.send("leaving")
         self._take({**welcome, "type": "role"})
 
@@ -356,9 +357,12 @@ class Session:
             self._take(message)
         elif link.signalled and not self._ended.is_set():
             self._leaving = True
-            if self._replica:
-                self._replica._ask_to_stop()
+            self._stop_body()
             link.send("leaving")
+
+    def _stop_body(self) -> None:
+        if self._replica:
+            self._replica._ask_to_stop()
 
     def _tell_begun(self, link: Link) -> None:
         self._begun.wait()

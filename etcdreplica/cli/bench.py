@@ -84,11 +84,11 @@ def detection_command(
     """Measure detection: of crashes and hangs, how late deadlines fire, what idle applications cost, and false fail-overs.
 
     \b
-    crash_detected                 from SIGKILL until the WatchDog knows that nothing of it runs any more
-    hang_detected_after_timeout    from SIGSTOP until it counts as hung, less the hang timeout
+    crash, crash_4gib              from SIGKILL until the WatchDog knows that nothing of it runs any more
+    hang_over_timeout              from SIGSTOP until it counts as hung, less the hang timeout
     deadline_late_*                how long after its deadline a process without a confirmed lease is dead
     watchdog_*, guardian_*         what they use while all applications of the host are idle
-    false_failovers_under_load     60 applications on 3 hosts, twice as many spinning processes as cores
+    false_failovers                60 applications on 3 hosts, twice as many spinning processes as cores
 
     \b
     Examples:

@@ -31,12 +31,14 @@ _UNAVAILABLE = (
 )
 _DENIED = ("authentication", "user name is empty", "permission denied", "invalid auth token")
 _EXPIRED = ("invalid auth token", "revision of auth store is old", "revision in header is old")
-# Pings keep a silent stream honest: a dead peer is noticed after at most their sum. etcd refuses pings closer than 5 s.
+# Pings keep a silent stream honest: a dead peer is noticed after at most their sum. etcd refuses pings closer than 5 s, and
+# those of a connection without streams: it hangs up on whoever sends them, and with it on every stream of that connection.
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.bdp_probe", 0),  # its pings count as well
     ("grpc.max_receive_message_length", 256 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # also how long one attempt to connect may take

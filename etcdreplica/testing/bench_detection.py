@@ -50,12 +50,12 @@ def detection(trials: int, resident_gib: int, idle: int, load_s: float, etcd_pro
     metrics: dict[str, Any] = {}
     with EmbeddedEtcd(etcd_program) as etcd:
         say("crashes")
-        metrics["crash_detected"] = summary(_crashes(etcd, trials, 0))
+        metrics["crash"] = summary(_crashes(etcd, trials, 0))
         if resident_gib:
             say(f"crashes with {resident_gib} GiB resident")
-            metrics["crash_detected_big"] = summary(_crashes(etcd, max(3, trials // 4), resident_gib))
+            metrics[f"crash_{resident_gib}gib"] = summary(_crashes(etcd, max(3, trials // 4), resident_gib))
         say("hangs")
-        metrics["hang_detected_after_timeout"] = summary(_hangs(etcd, max(3, trials // 4)))
+        metrics["hang_over_timeout"] = summary(_hangs(etcd, max(3, trials // 4)))
         say("deadlines")
         metrics["deadline_late_gil_held"] = summary([_deadline("gil") for _ in range(trials)])
         metrics["deadline_late_stopped"] = summary([_deadline("stop") for _ in range(trials)])
@@ -66,8 +66,8 @@ def detection(trials: int, resident_gib: int, idle: int, load_s: float, etcd_pro
         false = _under_load(etcd, load_s)
         floors = {"pidfd_notice": summary([pidfd_notice() for _ in range(trials)])}
         program = etcd.program
-    crash, floor = metrics["crash_detected"]["p50"], floors["pidfd_notice"]["p50"]
-    metrics["false_failovers_under_load"] = {"unit": "failovers", "n": int(load_s), "max": false}
+    crash, floor = metrics["crash"]["p50"], floors["pidfd_notice"]["p50"]
+    metrics["false_failovers"] = {"unit": "failovers", "n": int(load_s), "max": false}
     return {
         "bench": "detection",
         "parameters": {"trials": trials, "resident_gib": resident_gib, "idle": idle, "load_s": load_s},
