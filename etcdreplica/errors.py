@@ -32,6 +32,38 @@ class ProtocolError(EtcdReplicaError):
     """A peer on the local socket sent something that is not the protocol, or another version of it."""
 
 
+class CheckpointError(EtcdReplicaError):
+    """Base of what can go wrong with checkpoints."""
+
+
+class NotDurableError(CheckpointError):
+    """A checkpoint is not yet on as many hosts as it should be. It may get there later.
+
+    `reached` hosts of `wanted` hold it.
+    """
+
+    def __init__(self, message: str, reached: int, wanted: int) -> None:
+        super().__init__(message)
+        self.reached = reached
+        self.wanted = wanted
+
+
+class CheckpointUnavailableError(CheckpointError):
+    """There is a newer checkpoint than those that can be reached now; the message says who holds it."""
+
+
+class DamagedError(CheckpointError):
+    """A stored checkpoint is not what was written: torn, cut off, or changed."""
+
+
+class StorageError(CheckpointError):
+    """A checkpoint could not be stored: the disk is full or fails. The last good one is still there."""
+
+
+class StaleEpochError(CheckpointError):
+    """A newer primary is known: this copy may store nothing any more."""
+
+
 class HostNameTakenError(EtcdReplicaError):
     """Another live WatchDog already serves this host name."""
 

@@ -239,6 +239,7 @@ class Assignment:
     recent: int = 0  # failures of its primaries within the window when the last one was counted; 0 after a quiet window
     here: int = 0  # how often in a row its primary was started again on its own host
     again: Seat | None = None  # a primary that failed, and is to be started again on its host after the wait
+    born: int = 0  # below every epoch of this application since it was registered; what is older belongs to another one
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -254,6 +255,8 @@ class Assignment:
             incarnation=seat.incarnation,
             session=seat.session,
             successor=self.successor if primary else None,
+            peers=tuple(other.host for other in self.seats if other != seat),
+            born=self.born,
         )
 
 
@@ -266,6 +269,8 @@ class Placement:
     incarnation: int
     session: int
     successor: str | None = None
+    peers: tuple[str, ...] = ()  # the hosts of the other seats, which hold the same checkpoints
+    born: int = 0  # as in the assignment
 
     def promoted(self) -> Placement:
         """Return what this becomes when its host succeeds a dead primary."""
@@ -304,6 +309,51 @@ class Failure:
     detected_at: float = 0.0
     wall: float = 0.0
     evidence: str = ""  # of a hang: the stacks and what the kernel said of its threads
+
+
+@frozen(order=True)
+class Stamp:
+    """Which checkpoint of an application: the newest is the greatest."""
+
+    epoch: int = 0
+    sequence: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.sequence}"
+
+
+@frozen
+class Checkpoint:
+    """What is known to be durable of an application, and where.
+
+    `holders` is the in-sync set: every one of them holds every checkpoint that was acknowledged, also those newer than this
+    record, which only says that they hold nothing older than `epoch`.`sequence`.
+    """
+
+    epoch: int
+    sequence: int
+    digest: str
+    size: int
+    holders: tuple[str, ...]
+    wall: float = 0.0
+
+    @property
+    def stamp(self) -> Stamp:
+        """Which one."""
+        return Stamp(self.epoch, self.sequence)
+
+
+@frozen
+class Server:
+    """The CheckpointServer of a host, written by itself under a lease of its own.
+
+    `damaged`: by application, the last checkpoint that was found damaged on its disk, and how.
+    """
+
+    address: str  # HOST:PORT where it answers its peers
+    pid: int
+    version: str = ""
+    damaged: Mapping[str, str] = Factory(dict)
 
 
 @frozen

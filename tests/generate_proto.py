@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PROTO = Path("etcdreplica/daemon/peer.proto")
+PROTOS = (Path("etcdreplica/daemon/peer.proto"), Path("etcdreplica/checkpoint/exchange.proto"))
 OLDEST_GRPC = "1.66.2"
 OLDEST_PROTOBUF = (5, 27, 2)  # what that grpcio-tools writes
 
@@ -20,12 +20,12 @@ OLDEST_PROTOBUF = (5, 27, 2)  # what that grpcio-tools writes
 def generate(target: Path) -> None:
     """Write the code below `target`."""
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={target}", f"--grpc_python_out={target}"]
-    subprocess.run([*command, str(PROTO)], cwd=ROOT, check=True)
-    messages, service = (target / PROTO.with_name(f"peer_pb2{suffix}.py") for suffix in ("", "_grpc"))
-    numbers = ",".join(f"\n    {number}" for number in OLDEST_PROTOBUF)
-    messages.write_text(re.sub(r"(Domain\.PUBLIC)(,\s+\d+){3}", rf"\1,{numbers}", messages.read_text()))
-    old = "GRPC_GENERATED_VERSION = "
-    service.write_text(re.sub(rf"{old}'[^']+'", f"{old}'{OLDEST_GRPC}'", service.read_text()))
+    subprocess.run([*command, *map(str, PROTOS)], cwd=ROOT, check=True)
+    numbers, old = ",".join(f"\n    {number}" for number in OLDEST_PROTOBUF), "GRPC_GENERATED_VERSION = "
+    for proto in PROTOS:
+        messages, service = (target / proto.with_name(f"{proto.stem}_pb2{suffix}.py") for suffix in ("", "_grpc"))
+        messages.write_text(re.sub(r"(Domain\.PUBLIC)(,\s+\d+){3}", rf"\1,{numbers}", messages.read_text()))
+        service.write_text(re.sub(rf"{old}'[^']+'", f"{old}'{OLDEST_GRPC}'", service.read_text()))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ import signal
 import threading
 from typing import TYPE_CHECKING, overload
 
+from etcdreplica.app.keeping import Keeping
 from etcdreplica.app.link import ASKING
 from etcdreplica.app.program import default_name
 from etcdreplica.app.session import Session, only_one
+from etcdreplica.app.state import Codec
 from etcdreplica.errors import UsageError
 from etcdreplica.words import (
     PROBE_CALL,
@@ -60,6 +62,9 @@ def protected(
     max_restarts: int = 10,
     restart_window: float = 600.0,
     failover: str = "safe",
+    checkpoint_interval: float | None = None,
+    codec: Any = "msgpack",
+    on_checkpoint: Callable[[Any], Any] | None = None,
     overrides: Mapping[str, Override] | None = None,
 ) -> Callable[[Callable[Concatenate[Replica, P], R]], Callable[P, R]]: ...
 def protected(
@@ -81,6 +86,9 @@ def protected(
     max_restarts: int = 10,
     restart_window: float = 600.0,
     failover: str = "safe",
+    checkpoint_interval: float | None = None,
+    codec: Any = "msgpack",
+    on_checkpoint: Callable[[Any], Any] | None = None,
     overrides: Mapping[str, Override] | None = None,
 ) -> Any:
     """Protect a function or `async def`: calling it makes this process a replica of an application.
@@ -109,6 +117,10 @@ def protected(
         max_restarts: failures within `restart_window` seconds after which the application is parked; 0 for never.
         failover: "safe" (a host is lost when its lease has ended) or "fast" (when its peers cannot reach it: sooner, but
             the old copy may run on beside the new one until its deadline; see docs/guarantees.md).
+        checkpoint_interval: seconds between two calls of what `replica.state` has been given; None for only at handovers.
+        codec: how a state becomes bytes: "msgpack", "pickle", a type (msgpack, decoded as that), or an object with
+            `encode(state)` and `decode(data)`.
+        on_checkpoint: called in warm backups, in a thread, with the state of each checkpoint that arrives.
         overrides: by host name, what differs there (interpreter, command, directory, environment).
 
     Raises:
@@ -136,9 +148,14 @@ def protected(
     }
     if name is not None:
         options["name"] = check_name("application name", name)
+    if on_checkpoint is not None and not callable(on_checkpoint):
+        raise UsageError(f"on_checkpoint must be a function, not {on_checkpoint!r}")
+    if checkpoint_interval is not None:
+        check_seconds("checkpoint_interval", checkpoint_interval, 0.01)
+    keeping = Keeping(Codec(codec), checkpoint_interval, on_checkpoint)
 
     def protect(body: Callable[..., Any]) -> Callable[..., Any]:
-        return _protect(body, options, health)
+        return _protect(body, options, health, keeping)
 
     return protect if function is None else protect(function)
 
@@ -148,13 +165,15 @@ def is_protected(function: object) -> bool:
     return hasattr(function, "__etcdreplica__")
 
 
-def _protect(body: Callable[..., Any], options: Mapping[str, Any], health: Callable[[], object] | None) -> Callable[..., Any]:
+def _protect(
+    body: Callable[..., Any], options: Mapping[str, Any], health: Callable[[], object] | None, keeping: Keeping
+) -> Callable[..., Any]:
     if isinstance(body, type) or not callable(body):
         raise UsageError(f"@protected takes a function or an async function, not {body!r}")
     is_async, takes_replica = _shape(body)
 
     def session() -> Session:
-        return Session({"name": default_name(body), **options}, health)
+        return Session({"name": default_name(body), **options}, health, keeping)
 
     def call(replica: Replica, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return body(replica, *args, **kwargs) if takes_replica else body(*args, **kwargs)
@@ -270,8 +289,7 @@ async def _run_async(make_session: Callable[[], Session], call: Callable[[Replic
 
     with _connected(make_session) as session, _loop_signals(session, asyncio.get_running_loop()):
         replica = await asyncio.to_thread(session.wait_for_turn)
-        session.begin()
-        session.watch_loop(asyncio.get_running_loop())
+        session.begin(asyncio.get_running_loop())
         try:
             result = await call(replica)
         except BaseException as error:

@@ -3,6 +3,10 @@
 A frame is a four-byte big-endian length and one JSON object with a `type`. The first frame is `hello` with the protocol's
 version. Both sides use the same `encode` and `Decoder`; what is not a frame raises `ProtocolError`.
 
+The CheckpointServer speaks the same on a socket of its own. To it: hello, store (a state in sealed memory, see `app.state`),
+restore, follow (tell me of each checkpoint that comes to this host). From it: ok, kept (durable on this host), reached (on so
+many hosts; done: that are enough), refused, found, newest, unavailable.
+
 To the WatchDog: hello, page (where the page of `app.kernel` is), notice (the early death notice is held in it), running
 (the body has begun), advertise, health (what the `health` function answered), leaving, done (the body returned), failed (it
 raised). To the application: welcome, role, renew (the deadline has moved), stop, ok, error. A process that loses its WatchDog
@@ -24,6 +28,7 @@ MAX_FRAME = 4 << 20
 SOCKET_ENV = "ETCDREPLICA_SOCKET"
 INCARNATION_ENV = "ETCDREPLICA_INCARNATION"
 FINAL_CODES = {0: 0, 1: 77, 2: 78}  # by exit code: how a WatchDog tells its guardian not to start it again
+STATE_NAME = "etcdreplica-state"  # of the sealed memory in which a state is handed over
 MARK_ENV = "ETCDREPLICA_WARD"  # carried by everything that belongs to a replica
 DETACH_ENV = "ETCDREPLICA_DETACH"  # "1": only register (`etcdreplica start --detach`)
 STANDALONE_ENV = "ETCDREPLICA_STANDALONE"
@@ -74,6 +79,11 @@ def _message(body: bytes) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise ProtocolError("a frame is not an object with a type")
     return message
+
+
+def checkpoint_socket(watchdog: str) -> str:
+    """Return where the CheckpointServer beside a WatchDog listens."""
+    return f"{watchdog}.state"
 
 
 def default_socket() -> str:

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from etcdreplica.app.checkpoints import Checkpoints
     from etcdreplica.app.kernel import Page
     from etcdreplica.app.link import Link
+    from etcdreplica.app.state import Codec
 
     RoleCallback = Callable[[Role, int], Any]
 
@@ -32,6 +34,9 @@ class Replica:
         self._callbacks: list[RoleCallback] = []
         self._page: Page | None = None
         self._endpoint: str | None = None
+        self._codec: Codec | None = None
+        self._checkpoints: Checkpoints | None = None  # None when this runs unprotected
+        self._provider: Callable[[], Any] | None = None
 
     @property
     def name(self) -> str:
@@ -79,6 +84,52 @@ class Replica:
         """
         if self._page:
             self._page.beat(Slot.PROGRESS, boottime())
+
+    def checkpoint(self, state: Any, *, wait: bool = False, timeout: float = 30.0) -> None:
+        """Store a state, so that `restore` gives it back to whoever is primary next.
+
+        A state is bytes, or whatever the application's codec takes (by default msgpack: plain values, attrs, dataclasses).
+        It is turned into bytes before this returns, and may be changed afterwards. Without `wait` the rest happens in the
+        background; when checkpoints are made faster than they can be stored, only the newest follows. With `wait` this
+        returns once the state is durable on as many hosts as the degree says, so that it survives as long as one of them
+        does. In an event loop call it by `asyncio.to_thread`. A backup (style hot) stores nothing.
+
+        Raises:
+            UsageError: the state cannot be turned into bytes.
+            NotDurableError: with `wait`, not enough hosts hold it after `timeout` seconds; it may get there later.
+            CheckpointError: with `wait`, it was refused: the disk is full, or another copy is primary by now.
+        """
+        if self._codec is None or self.role is not Role.PRIMARY:
+            return
+        if self._checkpoints is None:
+            self._codec.encode(state)  # unprotected: nothing is kept, but what would fail fails here too
+            return
+        self._checkpoints.save(state, self.epoch, wait=wait, timeout=timeout)
+
+    def restore(self, default: Any = None, *, timeout: float = 30.0) -> Any:
+        """Return the state of the newest checkpoint, or the default if there is none.
+
+        It is never older than one that was acknowledged by `checkpoint(wait=True)`. If the default is an object of a class
+        made by attrs, dataclasses or msgspec, so is the state that is returned.
+
+        Raises:
+            CheckpointUnavailableError: a newer one may exist on hosts that cannot be reached within `timeout` seconds.
+            CheckpointError: it cannot be decoded.
+        """
+        if self._checkpoints is None or self._codec is None:
+            return default
+        found, state = self._checkpoints.restore(self.epoch if self.role is Role.PRIMARY else 0, timeout)
+        return self._codec.like(state, default) if found else default
+
+    def state(self, provider: Callable[[], Any]) -> Callable[[], Any]:
+        """Have `provider()` called for the state every `checkpoint_interval` seconds, and when this copy hands over.
+
+        It is called in a thread of its own, for an `async def` in its event loop. Usable as a decorator.
+        """
+        if not callable(provider):
+            raise UsageError(f"state needs something to call, not {provider!r}")
+        self._provider = provider
+        return provider
 
     def advertise(self, endpoint: str) -> None:
         """Publish where clients reach this copy, as a URL or HOST:PORT; `etcdreplica describe` shows it."""

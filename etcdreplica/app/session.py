@@ -15,6 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from etcdreplica.app.keeping import Keeper
 from etcdreplica.app.kernel import Deadline, Notice, Page, Slot
 from etcdreplica.app.link import ASKING, Link
 from etcdreplica.app.program import capture
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn
 
+    from etcdreplica.app.checkpoints import Checkpoints
     from etcdreplica.app.health import HealthCheck
+    from etcdreplica.app.keeping import Keeping
     from etcdreplica.app.protocol import Message
 
 PATIENCE_S = 5.0  # after this long without a place, say so
@@ -53,10 +56,18 @@ class RegisteredOnly(SystemExit):
 class Session:
     """The connection of one protected call: `connect`, then under `signals`: `wait_for_turn`, `begin`, `end`; last `close`."""
 
-    def __init__(self, registration: Mapping[str, Any], health: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        registration: Mapping[str, Any],
+        health: Callable[[], object] | None = None,
+        keeping: Keeping | None = None,
+    ) -> None:
         """`registration` has the fields of `model.Registration`, as JSON knows them, but for the program."""
         self._registration = registration
         self._health = self._check_of(health) if health else None
+        self._keeping = keeping
+        self._keeper: Keeper | None = None
+        self._checkpoints: Checkpoints | None = None
         self._name: str = registration["name"]
         self._link: Link | None = None
         self._replica: Replica | None = None
@@ -96,6 +107,8 @@ class Session:
             if self._listener is not None:
                 self._listener.join()
             self._link.close()
+            if self._checkpoints is not None:
+                self._checkpoints.close()
             self._link.on_pulse = lambda: None  # no cycle: the page's memory holds a descriptor until it is freed
         if self._deadline is not None:
             os.environ.pop(MARK_ENV, None)
@@ -149,10 +162,12 @@ class Session:
         link = self._link
         if link is None:
             self._replica = Replica(self._name, socket.gethostname(), Role.PRIMARY, 1, None)
+            self._replica._codec = self._keeping.codec if self._keeping is not None else None
             return self._replica
         replica = self._replica = self._meet(link)
         self._listener = threading.Thread(target=self._listen, args=(link,), name="etcdreplica", daemon=True)
         self._listener.start()
+        self._keep(replica)
         while self._registration["style"] != Style.HOT and replica.role is not Role.PRIMARY:
             try:
                 self._take(self._next(link, patience=None))
@@ -164,10 +179,15 @@ class Session:
                 raise SystemExit(0)
         return replica
 
-    def begin(self) -> None:
-        """Note that the body's next line is its first."""
+    def begin(self, loop: AbstractEventLoop | None = None) -> None:
+        """Note that the body's next line is its first; `loop`: the one that it runs in."""
         self._body_at = boottime()
         self._begun.set()
+        if loop is not None:
+            self._watch_loop(loop)
+        if self._keeping is not None and self._replica is not None and self._checkpoints is not None:
+            self._keeper = Keeper(self._replica, self._keeping.interval_s, loop)
+            self._keeper.start()
         if self._health is not None and self._link is not None:
             self._health.start()
 
@@ -181,6 +201,10 @@ class Session:
             return
         for slot in (Slot.LOOP, Slot.PROGRESS, Slot.HEALTH):
             self._beat(slot, 0.0)
+        if self._keeper is not None and self._checkpoints is not None:
+            self._keeper.stop()
+            handover = self._leaving or (self._replica is not None and self._replica.stopping)
+            self._keeper.finish(self._checkpoints, handover=handover and error is None)
         self._told.wait(DONE_S)
         if self._leaving:
             self._last_words = ("leaving", {})  # the listening thread may not have come to it
@@ -193,11 +217,23 @@ class Session:
         link.send(self._last_words[0], **self._last_words[1])
         self._acknowledged.wait(DONE_S)
 
-    def watch_loop(self, loop: AbstractEventLoop) -> None:
+    def _keep(self, replica: Replica) -> None:
+        """Let the body store its state, and hold that of the primary while this copy waits for its turn."""
+        if self._keeping is None:
+            return
+        from etcdreplica.app.checkpoints import Checkpoints
+
+        registration = self._registration
+        replica._codec = self._keeping.codec
+        self._checkpoints = replica._checkpoints = Checkpoints(self._name, self._keeping.codec, registration["degree"])
+        if registration["style"] == Style.WARM and replica.role is Role.BACKUP:
+            self._checkpoints.follow(self._keeping.on_checkpoint)
+
+    def _watch_loop(self, loop: AbstractEventLoop) -> None:
         """Give a sign of life of the event loop that runs the body, until the body has ended."""
         if self._page is not None and not self._ended.is_set():
             self._beat(Slot.LOOP, boottime())
-            loop.call_later(self._pulse_s, self.watch_loop, loop)
+            loop.call_later(self._pulse_s, self._watch_loop, loop)
 
     @property
     def _pulse_s(self) -> float:

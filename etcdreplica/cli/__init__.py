@@ -19,6 +19,7 @@ COMMANDS = {
     "node": "daemons",
     "watchdog": "daemons",
     "manager": "daemons",
+    "checkpoint-server": "daemons",
     "dev": "daemons",
     "start": "start",
     "list": "show",
@@ -44,7 +45,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"etcdreplica.cli.{COMMANDS[cmd_name]}")
-        command = getattr(module, f"{cmd_name}_command")
+        command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from etcdreplica.app.protocol import GUARDIAN_ENV
-from etcdreplica.cli.options import host_options, manager_options, node_settings
+from etcdreplica.cli.options import CHECKPOINT_OPTIONS, host_options, manager_options, node_settings
 
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
 
@@ -26,9 +26,10 @@ def _log(verbose: bool) -> None:
 @click.command("node", short_help="Run this host: WatchDog and manager.")
 @host_options
 @click.option("--no-manager", is_flag=True, help="This host is never ReplicaManager.")
+@click.option("--no-checkpoints", is_flag=True, help="This host holds no checkpoints, and so no application that makes some.")
 @verbose_option
-def node_command(no_manager: bool, verbose: bool, **options: Any) -> None:
-    """Run this host's one daemon: the WatchDog, and a manager that campaigns to be ReplicaManager.
+def node_command(no_manager: bool, no_checkpoints: bool, verbose: bool, **options: Any) -> None:
+    """Run this host's one daemon: the WatchDog, a CheckpointServer, and a manager that campaigns to be ReplicaManager.
 
     It runs in the foreground until SIGTERM or Ctrl-C, then hands over what it runs.
 
@@ -49,7 +50,9 @@ def node_command(no_manager: bool, verbose: bool, **options: Any) -> None:
     async def run() -> None:
         guard = await Guard.connect()
         async with Store(settings.etcd, settings.cluster) as store:
-            await Node(settings, store, guard, None if no_manager else _manager_environment(options)).run()
+            manager = None if no_manager else _environment(options, _MANAGER_NAMES)
+            checkpoints = None if no_checkpoints else _environment(options, _CHECKPOINT_NAMES)
+            await Node(settings, store, guard, manager, checkpoints).run()
 
     serve(run())
 
@@ -100,7 +103,35 @@ def manager_command(verbose: bool, **options: Any) -> None:
 
     async def run() -> None:
         async with Store(settings.etcd, settings.cluster) as store:
-            await Manager(store, settings.host, settings.lease_ttl_s).run()
+            await Manager(store, settings.host, settings.lease_ttl_s, tls=settings.peer_tls).run()
+
+    serve(run())
+
+
+@click.command("checkpoint-server", short_help="Run only the CheckpointServer of this host.")
+@host_options
+@verbose_option
+def checkpoint_server_command(verbose: bool, **options: Any) -> None:
+    """Run only the CheckpointServer of this host: it stores checkpoints and exchanges them with its peers.
+
+    The applications find it beside the WatchDog's socket, so both must be told the same --socket.
+
+    \b
+    Example:
+      etcdreplica checkpoint-server --host db-1 --etcd 10.0.0.1:2379 --checkpoint-listen 10.0.0.4:7410 --insecure
+    """
+    from etcdreplica.app.kernel import set_precedence
+    from etcdreplica.checkpoint.server import CheckpointServer
+    from etcdreplica.daemon.service import serve
+    from etcdreplica.store import Store
+
+    _log(verbose)
+    settings = node_settings(**options)
+    set_precedence(0)  # it must not compete with the daemon that renews leases
+
+    async def run() -> None:
+        async with Store(settings.etcd, settings.cluster) as store:
+            await CheckpointServer(settings, store).run()
 
     serve(run())
 
@@ -156,10 +187,16 @@ def _be_guarded() -> None:
         os.execv(guardian[0], guardian)  # noqa: S606
 
 
-def _manager_environment(options: dict[str, Any]) -> dict[str, str]:
-    """Tell a manager child by environment what this command was told by options."""
-    names = ("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host", "timing")
-    given = {f"ETCDREPLICA_{name.upper()}": options[name] for name in names if options.get(name)}
-    if options.get("lease_ttl_s") is not None:
-        given["ETCDREPLICA_LEASE_TTL"] = str(options["lease_ttl_s"])
-    return {**given, "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1")}
+def _environment(options: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Tell a child by environment what this command was told by options."""
+    given = {_VARIABLES.get(name, name.upper()): options[name] for name in names if options.get(name) not in (None, False)}
+    variables = {f"ETCDREPLICA_{name}": str(value) for name, value in given.items()}
+    return {**variables, "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1")}
+
+
+_VARIABLES = {"lease_ttl_s": "LEASE_TTL", "socket_path": "SOCKET", "checkpoint_mib_s": "CHECKPOINT_BANDWIDTH"}
+_MANAGER_NAMES = (
+    *("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host", "timing", "lease_ttl_s"),
+    *("peer_ca", "peer_cert", "peer_key"),
+)
+_CHECKPOINT_NAMES = (*_MANAGER_NAMES, "address", "state_dir", "socket_path", "insecure", *CHECKPOINT_OPTIONS)

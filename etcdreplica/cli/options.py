@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from etcdreplica.daemon.settings import NodeSettings
     from etcdreplica.store import EtcdOptions, Store
 
+CHECKPOINT_OPTIONS = ("checkpoint_listen", "checkpoint_keep", "checkpoint_mib_s")
 PATIENCE_S = 3.0  # a person waits longer than a daemon does
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -92,7 +93,39 @@ _HOST = (
         metavar="HOST:PORT",
         help='Where it answers other hosts\' probes (failover="fast"); port 0 takes any.',
     ),
-    click.option("--insecure", envvar="ETCDREPLICA_INSECURE", is_flag=True, help="Let other hosts reach it there without TLS."),
+    click.option(
+        "--checkpoint-listen",
+        envvar="ETCDREPLICA_CHECKPOINT_LISTEN",
+        default="127.0.0.1:0",
+        show_default=True,
+        metavar="HOST:PORT",
+        help="Where its CheckpointServer answers those of other hosts; port 0 takes any.",
+    ),
+    click.option(
+        "--checkpoint-keep",
+        envvar="ETCDREPLICA_CHECKPOINT_KEEP",
+        type=int,
+        default=3,
+        show_default=True,
+        help="How many checkpoints of each application stay on its disk.",
+    ),
+    click.option(
+        "--checkpoint-bandwidth",
+        "checkpoint_mib_s",
+        envvar="ETCDREPLICA_CHECKPOINT_BANDWIDTH",
+        type=float,
+        default=0.0,
+        metavar="MIB_S",
+        help="At most so many MiB of checkpoints are sent in a second. [default: no limit]",
+    ),
+    click.option(
+        "--insecure", envvar="ETCDREPLICA_INSECURE", is_flag=True, help="Let other hosts reach it at these without TLS."
+    ),
+)
+_PEER_TLS = (
+    click.option("--peer-ca", envvar="ETCDREPLICA_PEER_CA", metavar="FILE", help="CA of all hosts; turns TLS between them on."),
+    click.option("--peer-cert", envvar="ETCDREPLICA_PEER_CERT", metavar="FILE", help="Certificate of this host."),
+    click.option("--peer-key", envvar="ETCDREPLICA_PEER_KEY", metavar="FILE", help="Its key."),
 )
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
@@ -115,12 +148,12 @@ def connection_options(function: F) -> F:
 
 def host_options(function: F) -> F:
     """Add the options of a host's daemon, the connection included."""
-    return _all((*_CONNECTION, *_HOST, *_TIMING))(function)
+    return _all((*_CONNECTION, *_HOST, *_PEER_TLS, *_TIMING))(function)
 
 
 def manager_options(function: F) -> F:
     """Add the options of a candidate for ReplicaManager, the connection included."""
-    return _all((*_CONNECTION, _HOST[0], *_TIMING))(function)
+    return _all((*_CONNECTION, _HOST[0], *_PEER_TLS, *_TIMING))(function)
 
 
 def etcd_options(
@@ -142,6 +175,7 @@ def etcd_options(
 def node_settings(labels: tuple[str, ...] = (), **options: Any) -> NodeSettings:
     """Build them from the parameters that the command has. Raises ConfigurationError or UsageError."""
     from etcdreplica.daemon.settings import NodeSettings
+    from etcdreplica.daemon.tls import PeerTls
 
     timing = preset(options["timing"], options["lease_ttl_s"])
     pairs = [label.partition("=") for label in labels]
@@ -153,7 +187,8 @@ def node_settings(labels: tuple[str, ...] = (), **options: Any) -> NodeSettings:
         etcd=evolve(etcd_options(**options), timeout_s=timing.timeout_s),
         timing=timing,
         labels={key: value for key, _, value in pairs},
-        **{name: options[name] for name in given if options.get(name) is not None},
+        peer_tls=PeerTls(options["peer_ca"], options["peer_cert"], options["peer_key"]),
+        **{name: options[name] for name in (*given, *CHECKPOINT_OPTIONS) if options.get(name) is not None},
     )
 
 

@@ -112,10 +112,10 @@ class _Step:
         if old is None:
             self.memory.clear()
             first = self.cluster.revision  # above any number an earlier application of this name has used
-            return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING)
+            return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING, born=first)
         if old.state in ENDED:  # registered once more
             self.memory.clear()
-            return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING)
+            return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING, born=old.born)
         return evolve(old, registration_revision=revision, paused=False)
 
     def _recent(self) -> dict[int, float]:
@@ -250,7 +250,7 @@ class _Step:
         alive = [seat for seat in self.draft.backups if self._is_up(seat)]
         alive = [seat for seat in alive if not self.cluster.is_silent(seat.host)] or alive
         ready = [seat for seat in alive if self._promotable(seat)]
-        chosen = ready or alive
+        chosen = sorted(ready or alive, key=lambda seat: not self.app.holds_checkpoint(seat.host))
         return chosen[0] if chosen else self._new_seat() or self._new_seat(silent=True)
 
     def _fill(self) -> None:
@@ -276,7 +276,7 @@ class _Step:
         return True
 
     def _new_seat(self, *, silent: bool = False) -> Seat | None:
-        """The least loaded host that may run it, other zones first, hosts where it just failed last.
+        """The least loaded host that may run it: holders of its checkpoint and other zones first, where it just failed last.
 
         `silent`: among those that are up although their peers cannot reach them, which is better than no primary at all.
         """
@@ -284,13 +284,14 @@ class _Step:
         hosts = self.cluster.hosts
         zones = {hosts[h].host.labels.get(ZONE) for h in taken if h in hosts} - {None}
 
-        def rank(name: str) -> tuple[bool, bool, bool, float, str]:
+        def rank(name: str) -> tuple[bool, bool, bool, bool, float, str]:
             host = hosts[name].host
             failed_at = self.memory.failed_at.get(name)
             failed = failed_at is not None and self.now - failed_at < self.settings.failed_host_s
             origin = self.draft.state is AssignmentState.PENDING and name == self.registration.origin
             load = self.cluster.seats[name] / max(1, host.capacity)
-            return (not origin, failed, host.labels.get(ZONE) in zones, load, name)
+            holder = self.app.holds_checkpoint(name)
+            return (not origin, failed, not holder, host.labels.get(ZONE) in zones, load, name)
 
         free = [h for h in hosts if h not in taken and self.cluster.is_silent(h) is silent and self._allowed(h)]
         return self._seat_on(min(free, key=rank)) if free else None
@@ -329,6 +330,7 @@ class _Step:
             self._wake(min(recent.values()) + registration.restart_window_s)
             waits = True
         able = [seat.host for seat in draft.backups if self._is_up(seat) and self._promotable(seat)]
+        able.sort(key=lambda host: not self.app.holds_checkpoint(host))
         self.draft = evolve(draft, successor=able[0] if able and draft.primary and not waits else None)
 
     def _describe(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from etcdreplica.model import Assignment, Failure, Host, Pause, Registration, Replica, Seat
+from etcdreplica.model import Assignment, Checkpoint, Failure, Host, Pause, Registration, Replica, Seat
 from etcdreplica.words import Failover
 
 
@@ -47,6 +47,11 @@ class AppView:
     corrupt: dict[str, str] = Factory(dict)
     pause: Pause | None = None
     pause_revision: int = 0
+    checkpoint: Checkpoint | None = None
+
+    def holds_checkpoint(self, host: str) -> bool:
+        """Whether what is durable of its state is on this host."""
+        return self.checkpoint is not None and host in self.checkpoint.holders
 
     def replica(self, seat: Seat) -> Replica | None:
         """Return what its host reports of this very seat."""
@@ -111,7 +116,7 @@ class ClusterView:
             else:
                 self.hosts[names[0]] = HostView(value, created)
             return set(self.apps)
-        if kind == "leaders":
+        if kind in ("leaders", "servers"):
             return set()
         if kind == "pauses" and names[0] == "cluster":
             self.pause = Pause(by="somebody", reason=error) if error else value  # whoever wrote it wanted calm
@@ -144,6 +149,8 @@ class ClusterView:
             app.assignment_revision = revision if value else 0
         elif kind == "pauses":
             app.pause, app.pause_revision = value, revision if value else 0
+        elif kind == "checkpoints":
+            app.checkpoint = value
         elif kind == "history":
             (app.history.discard if value is None else app.history.add)(int(names[1]))
         else:

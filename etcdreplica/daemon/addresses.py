@@ -28,8 +28,8 @@ def check_listen(text: str, *, insecure: bool) -> None:
     host, _ = split(text)
     if not insecure and not _is_loopback(host):
         raise ConfigurationError(
-            f"peer address {text} can be reached from other machines, and there is no TLS yet: anybody in that network could "
-            "answer for a host. Listen on 127.0.0.1, or say --insecure if you trust the network"
+            f"peer address {text} can be reached from other machines, and without TLS anybody in that network could answer for "
+            "a host: give --peer-ca, --peer-cert and --peer-key, listen on 127.0.0.1, or say --insecure if you trust it"
         )
 
 

@@ -17,6 +17,7 @@ from etcdreplica.core.view import ClusterView
 from etcdreplica.daemon.peer_watch import PeerWatch, watching
 from etcdreplica.daemon.replica_manager import ReplicaManager
 from etcdreplica.daemon.super_watchdog import SuperWatchDog
+from etcdreplica.daemon.tls import PeerTls
 from etcdreplica.daemon.understudy import Understudy, depose, take
 from etcdreplica.errors import LeaseLostError, StoreDeniedError, StoreError
 from etcdreplica.model import Leader
@@ -33,14 +34,20 @@ class Manager:
     """One candidate. `run` campaigns and leads until cancelled; then it gives its lease up, so a standby leads at once."""
 
     def __init__(
-        self, store: Store, host: str, lease_ttl_s: float, clock: Clock = boottime, settings: PlannerSettings | None = None
+        self,
+        store: Store,
+        host: str,
+        lease_ttl_s: float,
+        clock: Clock = boottime,
+        settings: PlannerSettings | None = None,
+        tls: PeerTls | None = None,
     ) -> None:
         self._store = store
         self._me = Leader(host, os.getpid())
         self._ttl_s = lease_ttl_s
         self._clock = clock
         self._settings = settings or PlannerSettings()
-        self._peers = PeerWatch(self._me.host, clock)
+        self._peers = PeerWatch(self._me.host, clock, tls)
 
     async def run(self) -> None:
         """Serve. Raises StoreDeniedError only."""

@@ -9,6 +9,7 @@ from etcdreplica.model import Placement, Replica
 SESSION = "@session"  # wards that are no application's begin with @
 OPENING = "@opening"  # the lease of a session that is being opened
 MANAGER = "@manager"
+CHECKPOINTS = "@checkpoints"
 
 
 @frozen

@@ -16,6 +16,7 @@ from etcdreplica.clock import Clock
 from etcdreplica.core.suspicion import Action, Ask, Confirmed, Detector, Probe, Refuted, Suspected, SuspicionSettings
 from etcdreplica.core.view import ClusterView, Loss
 from etcdreplica.daemon.peers import PeerClient
+from etcdreplica.daemon.tls import PeerTls
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 class PeerWatch:
     """One watcher for the life of a manager process. `losses` are what it has found, by host; `on_change` is told of each."""
 
-    def __init__(self, me: str, clock: Clock, settings: SuspicionSettings | None = None) -> None:
+    def __init__(self, me: str, clock: Clock, tls: PeerTls | None = None, settings: SuspicionSettings | None = None) -> None:
         self.losses: dict[str, Loss] = {}
         self.on_change: Callable[[str], None] = lambda _: None
         self._me = me
@@ -31,7 +32,7 @@ class PeerWatch:
         self._detector = Detector(me, settings)
         self._view = ClusterView()
         self._stale = asyncio.Event()  # the view has changed since the detector was told whom to watch
-        self._client = PeerClient()
+        self._client = PeerClient(tls)
         self._questions: set[asyncio.Task[None]] = set()
 
     def observe(self, view: ClusterView) -> None:

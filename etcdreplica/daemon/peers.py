@@ -1,7 +1,7 @@
 """How WatchDogs of different hosts talk: each answers pings, and pings another one for whoever asks it to.
 
 An answer names the host and its session, so that neither another host at the same address nor a later stay of the same
-host can speak for the one that was asked. There is no TLS yet: `NodeSettings` refuses to listen beyond this machine.
+host can speak for the one that was asked. Without TLS `NodeSettings` refuses to listen beyond this machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from etcdreplica.daemon import peer_pb2 as pb
 from etcdreplica.daemon import peer_pb2_grpc as stubs
 from etcdreplica.daemon.addresses import advertised
 from etcdreplica.daemon.settings import NodeSettings
-from etcdreplica.errors import ConfigurationError
+from etcdreplica.daemon.tls import PeerTls
 
 MAX_VIA_S = 10.0
 CHANNELS_KEPT = 512
@@ -47,17 +47,14 @@ class PeerServer:
         self._settings = settings
         self._session = session
         self._server: Any = None
-        self._client = PeerClient()
+        self._client = PeerClient(settings.peer_tls)
 
     async def start(self) -> None:
         """Listen. Raises ConfigurationError when the address cannot be had."""
         listen = self._settings.peer_listen
         self._server = grpc.aio.server(options=_SERVER_OPTIONS)
         stubs.add_PeerServicer_to_server(self, self._server)
-        try:
-            port = self._server.add_insecure_port(listen)
-        except RuntimeError:
-            raise ConfigurationError(f"cannot listen on the peer address {listen}: it is taken, or not this host's") from None
+        port = self._settings.peer_tls.bind(self._server, listen, "peer")
         await self._server.start()
         self.address = advertised(listen, port, self._settings.address)
 
@@ -81,7 +78,8 @@ class PeerServer:
 class PeerClient:
     """Pings other hosts. Connections are kept; close it in the loop that used it."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: PeerTls | None = None) -> None:
+        self._tls = tls or PeerTls()
         self._channels: dict[str, Any] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -117,7 +115,7 @@ class PeerClient:
         if channel is None:
             if len(self._channels) >= CHANNELS_KEPT:
                 self.forget(next(iter(self._channels)))
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
+            channel = self._channels[address] = self._tls.channel(address, _CLIENT_OPTIONS)
         try:
             return await getattr(stubs.PeerStub(channel), method)(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError:

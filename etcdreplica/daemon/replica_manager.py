@@ -122,6 +122,8 @@ class ReplicaManager:
             yield Delete(Key(Kind.SUCCESSIONS, (host, app.name)))
         for incarnation in plan.consumed if new else app.failures:
             yield Delete(Key(Kind.FAILURES, (app.name, str(incarnation))))
+        if new is None:
+            yield Delete(Key(Kind.CHECKPOINTS, (app.name,)))
         if new is None and app.pause:
             yield Delete(Key(Kind.PAUSES, ("app", app.name)))
         for event in plan.events:

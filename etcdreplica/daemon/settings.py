@@ -9,9 +9,10 @@ from pathlib import Path
 
 from attrs import Factory, field, frozen
 
-from etcdreplica.app.protocol import default_socket
+from etcdreplica.app.protocol import checkpoint_socket, default_socket
 from etcdreplica.core.timing import Timing
 from etcdreplica.daemon.addresses import check_listen
+from etcdreplica.daemon.tls import PeerTls
 from etcdreplica.errors import ConfigurationError
 from etcdreplica.store import EtcdOptions
 from etcdreplica.words import check_name
@@ -39,6 +40,10 @@ class NodeSettings:
     timing: Timing = Factory(Timing)
     peer_listen: str = "127.0.0.1:0"  # where this host answers the probes of others
     insecure: bool = False  # whether others may reach it there without TLS
+    peer_tls: PeerTls = Factory(PeerTls)
+    checkpoint_listen: str = "127.0.0.1:0"  # where its CheckpointServer answers others
+    checkpoint_keep: int = 3  # of each application
+    checkpoint_mib_s: float = 0.0  # at most so much is sent in a second, for all applications; 0: no limit
 
     def __attrs_post_init__(self) -> None:
         check_name("host name", self.host)
@@ -49,9 +54,17 @@ class NodeSettings:
             raise ConfigurationError(
                 f"an etcd call may take {self.etcd.timeout_s:g} s, but the timing was made for {self.timing.timeout_s:g} s"
             )
-        check_listen(self.peer_listen, insecure=self.insecure)
-        if len(os.fsencode(self.socket_path)) > 107:
-            raise ConfigurationError(f"the socket path {self.socket_path} is over 107 bytes, which Linux does not allow")
+        for listen in (self.peer_listen, self.checkpoint_listen):
+            check_listen(listen, insecure=self.insecure or bool(self.peer_tls))
+        if not 1 <= self.checkpoint_keep <= 1000:
+            raise ConfigurationError(f"cannot keep {self.checkpoint_keep} checkpoints of an application: keep 1 to 1000")
+        if not 0 <= self.checkpoint_mib_s < float("inf"):
+            raise ConfigurationError(
+                f"bad checkpoint bandwidth {self.checkpoint_mib_s:g} MiB/s: it must be 0 (no limit) or more"
+            )
+        longest = checkpoint_socket(str(self.socket_path))
+        if len(os.fsencode(longest)) > 107:
+            raise ConfigurationError(f"the socket path {longest} is over 107 bytes, which Linux does not allow")
 
     @property
     def lease_ttl_s(self) -> float:

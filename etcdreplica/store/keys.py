@@ -31,6 +31,8 @@ class Kind(enum.StrEnum):
     HISTORY = "history"  # <app>/<incarnation>
     LEADERS = "leaders"  # <role>/<lease>, candidate's lease
     PAUSES = "pauses"  # app/<app>, or cluster/<cluster>
+    CHECKPOINTS = "checkpoints"  # <app>
+    SERVERS = "servers"  # <host>, its CheckpointServer's lease
 
 
 RECORDS: dict[Kind, type[Any]] = {
@@ -44,6 +46,8 @@ RECORDS: dict[Kind, type[Any]] = {
     Kind.HISTORY: model.Event,
     Kind.LEADERS: model.Leader,
     Kind.PAUSES: model.Pause,
+    Kind.CHECKPOINTS: model.Checkpoint,
+    Kind.SERVERS: model.Server,
 }
 _NAME, _NUMBER = NAME.pattern, r"[0-9]{1,18}"
 _SHAPES: dict[Kind, re.Pattern[str]] = {
@@ -59,6 +63,8 @@ _SHAPES: dict[Kind, re.Pattern[str]] = {
         (Kind.HISTORY, f"({_NAME})", f"({_NUMBER})"),
         (Kind.LEADERS, f"({_NAME})", "([0-9a-f]{1,16})"),
         (Kind.PAUSES, "(app|cluster)", f"({_NAME})"),
+        (Kind.CHECKPOINTS, f"({_NAME})"),
+        (Kind.SERVERS, f"({_NAME})"),
     )
 }
 _DECODERS = {kind: msgspec.json.Decoder(record) for kind, record in RECORDS.items()}

@@ -12,6 +12,7 @@ from etcdreplica.errors import UsageError
 from etcdreplica.model import (
     Assignment,
     AssignmentState,
+    Checkpoint,
     Event,
     Failure,
     FailureKind,
@@ -26,6 +27,7 @@ from etcdreplica.model import (
     Replica,
     ReplicaState,
     Seat,
+    Server,
     Succession,
 )
 from etcdreplica.store.keys import RECORDS, Corrupt, Key, Keyspace, Kind, decode, encode
@@ -44,6 +46,8 @@ NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.HISTORY: ("shop", "7"),
     Kind.LEADERS: ("manager", "694d8a1b"),
     Kind.PAUSES: ("app", "shop"),
+    Kind.CHECKPOINTS: ("shop",),
+    Kind.SERVERS: ("a",),
 }
 LEAST: dict[Kind, Any] = {
     Kind.HOSTS: Host("10.0.0.1", 1),
@@ -56,6 +60,8 @@ LEAST: dict[Kind, Any] = {
     Kind.HISTORY: Event(FAILURE, 6, None, "", 0.0),
     Kind.LEADERS: Leader("a", 1),
     Kind.PAUSES: Pause("ann"),
+    Kind.CHECKPOINTS: Checkpoint(5, 1, "", 0, ()),
+    Kind.SERVERS: Server("10.0.0.1:7002", 1),
 }
 FULL: dict[Kind, Any] = {
     Kind.HOSTS: Host("10.0.0.1", 1, {"zone": "x"}, 5, "0.1.0", 1e9, "10.0.0.1:7001"),
@@ -92,14 +98,17 @@ FULL: dict[Kind, Any] = {
         strikes=3,
         refusals={"d": "no program"},
         changed_wall=1e9,
+        born=2**61,
     ),
-    Kind.PLACEMENTS: Placement(Role.PRIMARY, 5, 7, 1, "b"),
+    Kind.PLACEMENTS: Placement(Role.PRIMARY, 5, 7, 1, "b", ("b", "c"), 4),
     Kind.SUCCESSIONS: Succession(6, 7),
     Kind.REPLICAS: Replica(7, 5, Role.PRIMARY, ReplicaState.RUNNING, 42, "tcp:1", "b", 1.0, 2.0, 3.0, 4.0),
     Kind.FAILURES: FAILURE,
     Kind.HISTORY: Event(FAILURE, 6, "b", "b promoted", 1e9),
     Kind.LEADERS: Leader("a", 1),
     Kind.PAUSES: Pause("ann", "new disks", 1e9),
+    Kind.CHECKPOINTS: Checkpoint(2**62, 2**62, "0a" * 16, 2**40, ("a", "b"), 1e9),
+    Kind.SERVERS: Server("10.0.0.1:7002", 1, "0.1.0", {"shop": "5-1: its header is damaged"}),
 }
 
 

@@ -108,13 +108,13 @@ def test_seats_begin_with_the_primary() -> None:
 
 def test_placement_is_what_a_host_must_know() -> None:
     """Only the primary's host is told whom to call."""
-    assert ASSIGNMENT.placement(PRIMARY) == Placement(Role.PRIMARY, 5, 7, 1, "b")
-    assert ASSIGNMENT.placement(FIRST) == Placement(Role.BACKUP, 5, 8, 2, None)
+    assert ASSIGNMENT.placement(PRIMARY) == Placement(Role.PRIMARY, 5, 7, 1, "b", peers=("b", "c"))
+    assert ASSIGNMENT.placement(FIRST) == Placement(Role.BACKUP, 5, 8, 2, None, peers=("a", "c"))
 
 
 def test_promoted_placement_has_the_next_epoch() -> None:
     """A successor is primary in the epoch after, and has no successor of its own yet."""
-    assert ASSIGNMENT.placement(FIRST).promoted() == Placement(Role.PRIMARY, 6, 8, 2, None)
+    assert ASSIGNMENT.placement(FIRST).promoted() == Placement(Role.PRIMARY, 6, 8, 2, None, peers=("a", "c"))
 
 
 def test_time_of_change_does_not_make_another_assignment() -> None:

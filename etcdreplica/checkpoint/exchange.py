@@ -1,0 +1,135 @@
+"""What a CheckpointServer answers its peers (`exchange.proto`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+
+from etcdreplica.checkpoint import exchange_pb2 as pb
+from etcdreplica.checkpoint import exchange_pb2_grpc as stubs
+from etcdreplica.checkpoint.bandwidth import Bandwidth
+from etcdreplica.checkpoint.format import DIGEST, chunk_count
+from etcdreplica.checkpoint.holding import Context, Holding, Source
+from etcdreplica.checkpoint.peers import INLINE, OPTIONS, from_message, pieces, span_bytes, to_message
+from etcdreplica.daemon.tls import PeerTls
+from etcdreplica.errors import CheckpointError, StaleEpochError, UsageError
+from etcdreplica.model import Stamp
+from etcdreplica.words import check_name
+
+MAX_SIZE = 1 << 40
+_SERVER_OPTIONS = (
+    *OPTIONS,
+    ("grpc.so_reuseport", 0),  # a second server on the same port is an error
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class ExchangeServer:
+    """Answers other hosts. `holding` returns an application's part on this host, new if need be."""
+
+    def __init__(self, context: Context, holding: Callable[[str], Holding], bandwidth: Bandwidth, tls: PeerTls) -> None:
+        self._context = context
+        self._holding = holding
+        self._bandwidth = bandwidth
+        self._tls = tls
+        self._server: Any = None
+
+    async def start(self, listen: str) -> int:
+        """Listen; return the port. Raises ConfigurationError when the address cannot be had."""
+        self._server = grpc.aio.server(options=_SERVER_OPTIONS)
+        stubs.add_ExchangeServicer_to_server(self, self._server)
+        port = self._tls.bind(self._server, listen, "checkpoint")
+        await self._server.start()
+        return port
+
+    async def stop(self) -> None:
+        """Answer no longer."""
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    async def Offer(self, request: Any, context: Any) -> Any:  # noqa: N802  (the names in the .proto)
+        """Hold a checkpoint, and answer when it is durable here."""
+        manifest = from_message(request.manifest)
+        try:
+            check_name("application name", manifest.app)
+            if not 0 <= manifest.size <= MAX_SIZE or len(manifest.digests) != DIGEST * chunk_count(manifest.size):
+                raise CheckpointError("the manifest does not fit together")
+            holding = self._holding(manifest.app)
+            holding.fence(request.epoch)
+            if manifest.size <= INLINE:
+                await holding.take(manifest, request.data)
+            else:
+                await holding.pull(request.host, manifest)
+        except StaleEpochError as error:
+            return pb.OfferReply(status=pb.OfferReply.STALE, reason=str(error))
+        except (CheckpointError, UsageError) as error:
+            return pb.OfferReply(status=pb.OfferReply.FAILED, reason=str(error))
+        return pb.OfferReply(status=pb.OfferReply.HELD)
+
+    async def Have(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Say what is here, and refuse older epochs from now on."""
+        holding = await self._of(request.app, context)
+        if request.epoch:
+            try:
+                holding.fence(request.epoch)
+            except StaleEpochError as error:
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        holds = holding.holds()
+        return pb.HaveReply(manifests=[to_message(m, whole=not i) for i, m in enumerate(holds.manifests)], lost=holds.lost)
+
+    async def Fetch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Send chunks; the next piece is read while one is on its way."""
+        holding = await self._of(request.app, context)
+        source = self._source(holding, Stamp(request.epoch, request.sequence))
+        if source is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"{self._context.host} has no such checkpoint of {request.app}")
+            raise AssertionError("unreachable")
+        loop = asyncio.get_running_loop()
+        reading: tuple[int, asyncio.Future[bytes]] | None = None
+        wanted = pieces(((r.first, r.count) for r in request.ranges), source.manifest.count)
+        try:
+            for first, count in wanted:
+                at, length = span_bytes(source.manifest, first, count)
+                before, reading = reading, (first, loop.run_in_executor(self._context.slow, source.read, at, length))
+                if before is not None:
+                    yield await self._piece(*before)
+            if reading is not None:
+                yield await self._piece(*reading)
+        except OSError as error:
+            await context.abort(grpc.StatusCode.DATA_LOSS, f"it cannot be read: {error.strerror}")
+
+    async def _piece(self, first: int, reading: asyncio.Future[bytes]) -> Any:
+        data = await reading
+        await self._bandwidth.take(len(data))
+        return pb.Piece(first=first, data=data)
+
+    async def Verify(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Read everything, put aside what is damaged, and tell of each."""
+        files, loop = self._context.files, asyncio.get_running_loop()
+        for app in [request.app] if request.app else files.apps:
+            for stored in files.all(app):
+                damage = await loop.run_in_executor(self._context.slow, files.damage, stored)
+                if damage and stored in files.all(app):  # and not one that was removed meanwhile
+                    files.put_aside(stored, damage)
+                yield pb.Finding(manifest=to_message(stored.manifest, whole=False), damage=damage)
+
+    async def _of(self, app: str, context: Any) -> Holding:
+        try:
+            return self._holding(check_name("application name", app))
+        except UsageError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise
+
+    def _source(self, holding: Holding, stamp: Stamp) -> Source | None:
+        if holding.offered is not None and holding.offered.manifest.stamp == stamp:
+            return holding.offered
+        stored = next((s for s in self._context.files.all(holding.app) if s.manifest.stamp == stamp), None)
+        try:
+            return Source.of(stored) if stored is not None else None
+        except OSError:
+            return None

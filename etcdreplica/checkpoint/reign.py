@@ -1,0 +1,290 @@
+"""What a host does for an application while its primary runs there: hand checkpoints out, and say when they are durable.
+
+One task for each other host offers it the newest checkpoint whenever it has an older one; what is made meanwhile is passed
+over. One task keeps the set of holders in etcd (`core.holders`), by transactions that fail once this host's placement has
+changed or somebody else has written. Acknowledging takes no etcd while the set stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from attrs import define
+
+from etcdreplica.checkpoint.format import Manifest
+from etcdreplica.checkpoint.holding import Context, Holding, Source
+from etcdreplica.checkpoint.peers import INLINE
+from etcdreplica.core.holders import NOTHING, acknowledged, durable, next_holders
+from etcdreplica.daemon.waiting import insist
+from etcdreplica.errors import CheckpointError, CorruptValueError, StaleEpochError, StoreError
+from etcdreplica.model import Checkpoint, Stamp
+from etcdreplica.store import Entry, Key, Kind, Put, Txn, Unchanged
+
+log = logging.getLogger(__name__)
+
+RETRY_S = (0.05, 2.0)
+SILENCE_S = 2.0  # a host that has held nothing for so long, although it was asked, is no holder any more
+FIRST_S = 1.0  # for so long the first record waits for all hosts to hold what it is about
+RECORD_S = 1.0  # how often a record that only names a newer checkpoint is written
+
+
+@define
+class Waiter:
+    """Somebody who wants to know when `stamp` is on `copies` hosts. `tell(reached, done)`; `refuse(reason)`."""
+
+    stamp: Stamp
+    copies: int
+    tell: Callable[[int, bool], None]
+    refuse: Callable[[str], None]
+    reached: int = -1
+
+
+class Reign:
+    """One epoch of one application. `start` it, and `stop` it when the epoch is over."""
+
+    def __init__(self, context: Context, holding: Holding, epoch: int) -> None:
+        self.epoch = epoch
+        self.over = ""  # why nothing is acknowledged any more
+        self._context = context
+        self._holding = holding
+        self._source: Source | None = None
+        self._held: dict[str, Stamp] = {}
+        self._silent: set[str] = set()
+        self._trouble: dict[str, str] = {}
+        self._waiters: list[Waiter] = []
+        self._manifests: dict[Stamp, Manifest] = {}
+        self._entry: Entry | None = None
+        self._changing: frozenset[str] = frozenset()  # holders that may stand in etcd by now, or still get there
+        self._acknowledged = NOTHING
+        self._began_at = context.clock()
+        self._next_record_at = 0.0
+        self._touched = asyncio.Event()
+        self._offering: dict[str, asyncio.Task[None]] = {}
+        self._wake: dict[str, asyncio.Event] = {}
+        self._recording: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, with what is on this host."""
+        newest = self._holding.newest
+        if newest is not None:
+            try:
+                self.hand_out(Source.of(newest))
+            except OSError as error:
+                log.error("%s: cannot read checkpoint %s: %s", self._holding.app, newest.manifest.stamp, error)
+            else:
+                self.held_here()
+        self.seated()
+        self._recording = asyncio.create_task(self._record())
+
+    async def stop(self) -> None:
+        """Hand out nothing more."""
+        tasks = [*self._offering.values(), *([self._recording] if self._recording else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._end("its primary is not on this host any more")
+
+    def seated(self) -> None:
+        """The seats may have changed."""
+        placement = self._holding.placement
+        peers = set(placement.peers) if placement else set()
+        for host in peers - self._offering.keys():
+            self._wake[host] = asyncio.Event()
+            self._offering[host] = asyncio.create_task(self._offer(host))
+        for host in self._offering.keys() - peers:
+            self._offering.pop(host).cancel()
+            for known in (self._held, self._trouble, self._wake):
+                known.pop(host, None)
+            self._silent.discard(host)
+        self.touch()
+
+    def servers_changed(self) -> None:
+        """A CheckpointServer has come or gone."""
+        for wake in self._wake.values():
+            wake.set()
+
+    def hand_out(self, source: Source) -> None:
+        """Offer this from now on."""
+        self._source = self._holding.offered = source
+        self._manifests[source.manifest.stamp] = source.manifest
+        self.servers_changed()
+
+    def held_here(self) -> None:
+        """What this host holds durably has changed."""
+        self._held[self._context.host] = self._holding.stamp
+        self.touch()
+
+    def wait(self, waiter: Waiter) -> None:
+        """Tell somebody when something is durable."""
+        if self.over:
+            waiter.refuse(self.over)
+            return
+        self._waiters.append(waiter)
+        self.touch()
+
+    def forget(self, waiter: Waiter) -> None:
+        """They have gone."""
+        with contextlib.suppress(ValueError):
+            self._waiters.remove(waiter)
+
+    def touch(self) -> None:
+        """See who can be told something, and whether the record must change."""
+        self._acknowledge()
+        self._touched.set()
+
+    @property
+    def trouble(self) -> str:
+        """Why hosts hold less than they should."""
+        return "; ".join(f"{host}: {reason}" for host, reason in sorted(self._trouble.items()))
+
+    # --- handing out -----------------------------------------------------------------------------------------------
+
+    async def _offer(self, host: str) -> None:
+        context, wake = self._context, self._wake[host]
+        delay, began_at = RETRY_S[0], None
+        while True:
+            source = self._source
+            if source is None or self._held.get(host, NOTHING) >= source.manifest.stamp:
+                wake.clear()
+                await wake.wait()
+                continue
+            began_at = context.clock() if began_at is None else began_at
+            try:
+                await self._offer_once(host, source)
+            except StaleEpochError as error:
+                self._end(str(error))
+                return
+            except CheckpointError as error:
+                if self._trouble.get(host) != str(error):
+                    log.warning("%s: %s does not hold %s: %s", self._holding.app, host, source.manifest.stamp, error)
+                self._trouble[host] = str(error)
+                if context.clock() - began_at >= SILENCE_S:
+                    self._silent.add(host)
+                self.touch()
+                wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(wake.wait(), delay)
+                delay = min(RETRY_S[1], 2 * delay)
+            else:
+                delay, began_at = RETRY_S[0], None
+                self._held[host] = max(source.manifest.stamp, self._held.get(host, NOTHING))
+                self._silent.discard(host)
+                self._trouble.pop(host, None)
+                self.touch()
+
+    async def _offer_once(self, host: str, source: Source) -> None:
+        server = self._context.servers.get(host)
+        if server is None:
+            raise CheckpointError("it has no CheckpointServer just now")
+        data = source.data
+        if data is None and source.manifest.size <= INLINE:
+            try:
+                data = source.read(0, source.manifest.size)
+            except OSError as error:
+                raise CheckpointError(f"it cannot be read here: {error}") from None
+        await self._context.peers.offer(server.address, self._context.host, self.epoch, source.manifest, data)
+
+    # --- acknowledging ---------------------------------------------------------------------------------------------
+
+    @property
+    def _holders(self) -> frozenset[str]:
+        return frozenset(self._entry.value.holders) if self._entry is not None else frozenset()
+
+    def _acknowledge(self) -> None:
+        if self.over:
+            return
+        for waiter in list(self._waiters):
+            done = acknowledged(self._holders, self._changing, self._held, waiter.copies) >= waiter.stamp
+            reached = sum(stamp >= waiter.stamp for stamp in self._held.values())
+            if done:
+                self._waiters.remove(waiter)
+                self._acknowledged = max(self._acknowledged, waiter.stamp)
+            if done or reached != waiter.reached:
+                waiter.reached = reached
+                waiter.tell(reached, done)
+
+    def _end(self, reason: str) -> None:
+        self.over = self.over or reason
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.refuse(self.over)
+
+    # --- the record in etcd ----------------------------------------------------------------------------------------
+
+    async def _record(self) -> None:
+        await self._read()
+        while not self.over:
+            self._touched.clear()
+            wait_s = await self._record_once()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._touched.wait(), wait_s)
+
+    async def _record_once(self) -> float | None:
+        """Bring the record up to date; return when to look again even if nothing happens."""
+        now, entry, holding = self._context.clock(), self._entry, self._holding
+        seats = {self._context.host, *(holding.placement.peers if holding.placement else ())}
+        recorded = entry.value.stamp if entry is not None else NOTHING
+        if entry is None and self._source is not None:
+            newest = self._source.manifest.stamp
+            waiting = [h for h in seats if self._held.get(h, NOTHING) < newest and h not in self._silent]
+            if waiting and now < self._began_at + FIRST_S:
+                return self._began_at + FIRST_S - now
+        least = max(self._acknowledged, recorded)
+        new = next_holders(self._context.host, self._holders, seats, self._silent, self._held, least)
+        if new is None and not self._changing:
+            if durable(self._holders, self._held) <= recorded:
+                return None
+            if now < self._next_record_at:
+                return self._next_record_at - now
+        await self._write(new or self._holders, recorded)
+        return None
+
+    async def _write(self, holders: frozenset[str], recorded: Stamp) -> None:
+        context, holding = self._context, self._holding
+        self._changing |= holders
+        stamp = max(durable(holders, self._held), recorded)
+        known, old = self._manifests.get(stamp), self._entry.value if self._entry is not None else None
+        digest, size = (known.digest, known.size) if known else (old.digest, old.size) if old else ("", 0)
+        value = Checkpoint(max(stamp.epoch, 1), stamp.sequence, digest, size, tuple(sorted(holders)), time.time())
+        placement = Key(Kind.PLACEMENTS, (context.host, holding.app))
+        conditions = (
+            Unchanged(holding.key, self._entry.mod_revision if self._entry is not None else 0),
+            Unchanged(placement, holding.placement_revision),
+        )
+        self._next_record_at = context.clock() + RECORD_S
+        try:
+            result = await context.store.commit(Txn(conditions, (Put(holding.key, value),)))
+        except StoreError as error:  # it may happen yet, until another write has succeeded
+            log.info("%s: cannot record its checkpoint yet: %s", holding.app, error)
+            await asyncio.sleep(RETRY_S[0])
+            await self._read()
+            return
+        self._changing = frozenset()
+        if result.succeeded:
+            self._entry = Entry(holding.key, value, result.revision)
+            self._manifests = {s: m for s, m in self._manifests.items() if s >= stamp}
+            self.touch()
+        else:
+            await asyncio.sleep(RETRY_S[0])  # by then we know of the placement that was in the way
+            await self._read()
+
+    async def _read(self) -> None:
+        """Learn what stands in etcd."""
+        holding = self._holding
+        try:
+            entry = await insist(f"reading {holding.key}", lambda: self._context.store.get(holding.key))
+        except CorruptValueError as error:
+            self._end(str(error))
+            return
+        if entry is not None and entry.value.epoch < holding.born:
+            entry = Entry(entry.key, Checkpoint(1, 0, "", 0, ()), entry.mod_revision)  # of an earlier application
+        if entry is not None and entry.value.epoch > self.epoch:
+            self._end(f"epoch {self.epoch} is over: a primary of epoch {entry.value.epoch} has stored something")
+            return
+        self._entry = entry
+        self.touch()

@@ -1,0 +1,84 @@
+"""A daemon that runs beside the WatchDog as a process of its own: started by the guardian, and started again when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from etcdreplica.clock import Clock, boottime
+from etcdreplica.daemon.guard import Guard
+from etcdreplica.daemon.process import ReplicaProcess
+from etcdreplica.errors import RefusedError
+from etcdreplica.model import Program
+
+log = logging.getLogger(__name__)
+
+RESTART_S = (0.2, 10.0)
+STEADY_S = 30.0  # one that ran this long is started again at once
+STOP_S = 5.0
+
+
+class Child:
+    """`etcdreplica COMMAND`, with `environment` added to ours, under the name `ward`.
+
+    `on_end` is awaited with its process id when it has ended without being asked to. `stop_s`: what it may take to end.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        ward: str,
+        command: str,
+        environment: Mapping[str, str],
+        on_end: Callable[[int], Awaitable[None]] | None = None,
+        stop_s: float = STOP_S,
+        clock: Clock = boottime,
+    ) -> None:
+        self._guard = guard
+        self._ward = ward
+        self._command = command
+        self._environment = environment
+        self._on_end = on_end
+        self._stop_s = stop_s
+        self._clock = clock
+
+    async def keep(self) -> None:
+        """Have it running until cancelled; then end it in order."""
+        delay = RESTART_S[0]
+        while True:
+            started = self._clock()
+            try:
+                process = await self._start()
+            except RefusedError as error:
+                log.error("cannot start a %s process: %s; trying again", self._command, error)
+                await asyncio.sleep(RESTART_S[1])
+                continue
+            try:
+                reason = await asyncio.shield(process.exited)
+            finally:
+                process.signal(signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._stop_s):
+                        await asyncio.shield(process.exited)
+                await process.kill()
+                self._guard.release(self._ward)
+            log.error("the %s process ended (%s); starting it again", self._command, reason)
+            if self._on_end is not None:
+                await self._on_end(process.pid)
+            delay = RESTART_S[0] if self._clock() - started > STEADY_S else min(RESTART_S[1], delay * 2)
+            await asyncio.sleep(delay)
+
+    async def _start(self) -> ReplicaProcess:
+        """Return the process that an earlier WatchDog started, or a new one. Raises RefusedError."""
+        kept = self._guard.wards.pop(self._ward, None)
+        if kept is not None and kept.pid is not None:
+            return ReplicaProcess(self._guard, kept)
+        command = (sys.executable, "-m", "etcdreplica", self._command)
+        program = Program(command, str(Path.cwd()), {**os.environ, **self._environment})
+        return await ReplicaProcess.spawn(self._guard, self._ward, int(self._clock() * 1000), program, {}, None)
