@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 ASK_S = 2.0  # how long a peer may take to say what it holds
 ASK_AGAIN_S = 0.3
+AHEAD = 8  # pieces of a large state that are being written at once
 
 
 @frozen
@@ -177,19 +178,21 @@ class Holding:
     async def _write(
         self, put: Callable[[int, bytes], None], pieces: AsyncIterator[tuple[int, bytes]], manifest: Manifest, wanted: int
     ) -> None:
-        """Write pieces as they come: one is written while the next one is on its way."""
-        writing: asyncio.Future[None] | None = None
+        """Write pieces while others are on their way."""
+        writing: set[asyncio.Future[None]] = set()
         try:
             async for first, data in pieces:
-                if writing is not None:
-                    await writing
                 wanted -= chunk_count(len(data))
-                writing = asyncio.get_running_loop().run_in_executor(self._context.slow, put, first, data)
+                writing.add(asyncio.get_running_loop().run_in_executor(self._context.slow, put, first, data))
+                if len(writing) >= AHEAD:
+                    done, writing = await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
+                    for each in done:
+                        each.result()
         finally:
-            if writing is not None:
-                await asyncio.wait((writing,))
-        if writing is not None:
-            writing.result()
+            if writing:
+                await asyncio.wait(writing)
+        for each in writing:
+            each.result()
         if wanted:
             raise CheckpointError(f"{self.app}: {wanted} chunks of checkpoint {manifest.stamp} did not come")
 

