@@ -22,7 +22,7 @@ from etcdreplica.core.view import ClusterView
 from etcdreplica.daemon.state_file import last_guardian
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.guardian.tree import end_all
-from etcdreplica.model import AssignmentState, Event, ReplicaState
+from etcdreplica.model import AssignmentState, Event, ReplicaState, Server
 from etcdreplica.store import Corrupt, EtcdOptions, Kind, Snapshot, Store
 from etcdreplica.testing.etcd import EmbeddedEtcd
 from etcdreplica.testing.processes import descendants, kill_tree, spawn_bound, stop
@@ -123,6 +123,7 @@ class LocalCluster:
         self.view = ClusterView()
         self.events: dict[tuple[str, int], Event] = {}  # by application and incarnation
         self.leaders: dict[str, str] = {}  # by role: the host that leads
+        self.servers: dict[str, Server] = {}  # by host: its CheckpointServer
         self._candidates: dict[str, dict[str, tuple[int, str]]] = {}
         self._changed = threading.Condition()
         self._observer: _Observer | None = None
@@ -266,6 +267,7 @@ class LocalCluster:
                 self.view.clear()
                 self._candidates.clear()
                 self.leaders.clear()
+                self.servers.clear()
             for entry in batch.entries:
                 value = None if isinstance(entry.value, Corrupt) else entry.value
                 kind, names = entry.key.kind, entry.key.names
@@ -274,6 +276,9 @@ class LocalCluster:
                     self.events[names[0], int(names[1])] = value
                 elif kind is Kind.LEADERS:
                     self._take_leader(names, value, entry.create_revision)
+                elif kind is Kind.SERVERS:
+                    self.servers.pop(names[0], None)
+                    self.servers |= {names[0]: value} if value is not None else {}
             self.view.revision = batch.revision
             self._changed.notify_all()
 

@@ -43,27 +43,33 @@ def _show(cluster: LocalCluster, probe: Probe, style: str, say: Say) -> dict[str
     probe.start()
     say(f"  {_seats(cluster, probe)}")
     probe.wait_settled(1.1)
+    for _ in range(3):
+        count = probe.ask()["answered"]
+    say(f"  {count} clients were answered")
 
     say(f"  kill -9 of the primary on {probe.host}")
-    process = _tell(cluster, probe, probe.crash(), say)
+    process = _tell(cluster, probe, probe.crash(), style, count, say)
     probe.wait_settled(1.1)
 
     say(f"  kill -9 of everything on {probe.host}, as when a host loses power")
     lost = probe.lose_host()
-    host = _tell(cluster, probe, lost, say)
+    host = _tell(cluster, probe, lost, style, count + 1, say)
     say(f"  {lost.failed_host} comes back")
     cluster.restart(lost.failed_host)
     return {"process": process, "host": host}
 
 
-def _tell(cluster: LocalCluster, probe: Probe, done: Failover, say: Say) -> dict[str, float]:
+def _tell(cluster: LocalCluster, probe: Probe, done: Failover, style: str, count: int, say: Say) -> dict[str, float]:
     detected, *rest = done.phases.items()
     steps = ", ".join(f"{name} +{value:.1f}" for name, value in rest)
     say(f"    {done.cause}")
     say(f"    {done.new_primary} took over after {done.total_ms:.1f} ms (epoch {done.epoch})")
     say(f"    detected after {detected[1]:.1f} ms, {steps}")
     answer = probe.ask()
-    say(f"    a client is answered by {answer['host']}, {answer['role']} of epoch {answer['epoch']}")
+    counted = "" if style == "hot" else f": number {answer['answered']}"
+    say(f"    a client is answered by {answer['host']}, {answer['role']} of epoch {answer['epoch']}{counted}")
+    if counted and answer["answered"] <= count:
+        raise EtcdReplicaError(f"{probe.name} has lost its state: it counted {count} answers before\n{cluster.describe()}")
     cluster.wait_ready(probe.name)
     restored_ms = 1000 * (boottime() - probe.body_at) + done.total_ms
     say(f"    degree restored {restored_ms:.0f} ms after the kill: {_seats(cluster, probe)}")
