@@ -60,6 +60,8 @@ class ExchangeServer:
             if not 0 <= manifest.size <= MAX_SIZE or len(manifest.digests) != DIGEST * chunk_count(manifest.size):
                 raise CheckpointError("the manifest does not fit together")
             holding = self._holding(manifest.app)
+            if holding.placement is None:
+                raise CheckpointError(f"{self._context.host} has no seat of {manifest.app}, or does not know of it yet")
             holding.fence(request.epoch)
             if manifest.size <= INLINE:
                 await holding.take(manifest, request.data)

@@ -17,7 +17,7 @@ from etcdreplica.checkpoint.format import Manifest, chunk_count
 from etcdreplica.checkpoint.peers import INLINE, Holds, Peers
 from etcdreplica.clock import Clock
 from etcdreplica.core.holders import NOTHING, enough, may_restore
-from etcdreplica.errors import CheckpointError, CheckpointUnavailableError, StaleEpochError, StoreError
+from etcdreplica.errors import CheckpointError, CheckpointUnavailableError, DamagedError, StaleEpochError, StoreError
 from etcdreplica.model import Checkpoint, Placement, Server, Stamp
 from etcdreplica.store import Entry, Key, Kind, Store
 
@@ -151,6 +151,11 @@ class Holding:
             raise CheckpointError(f"{self.app}: checkpoint {manifest.stamp} came with {len(data)} of {manifest.size} bytes")
         await self.keep(Source(manifest, data=data))
 
+    async def forget(self) -> None:
+        """Remove all of it from this host."""
+        async with self._writing:
+            await self._in_thread(0, lambda: self._context.files.forget(self.app))
+
     async def pull(self, host: str, manifest: Manifest) -> None:
         """Fetch a checkpoint from another host, as far as it is not here yet. Raises CheckpointError.
 
@@ -254,12 +259,23 @@ class Holding:
             manifest = answers[best].manifests[0]
             try:
                 await self.pull(best, manifest)
+            except DamagedError as error:
+                await self._have_verified(best)
+                return None, str(error)
             except CheckpointError as error:
                 return None, str(error)
         found = await self._verified(loaded)
         if (found.manifest.stamp if found else NOTHING) >= stamps[best]:
             return found, ""
         return None, "it is damaged on this host"  # and now that this is known, others are asked again
+
+    async def _have_verified(self, host: str) -> None:
+        """Have a host look at what it holds, so that it does not offer again what is damaged."""
+        server = self._context.servers.get(host)
+        if server is not None:
+            with contextlib.suppress(CheckpointError):
+                async for _ in self._context.peers.verify(server.address, self.app):
+                    pass
 
     async def _verified(self, loaded: Stamp) -> Stored | None:
         newest = self.newest

@@ -65,29 +65,36 @@ class Reign:
         self._touched = asyncio.Event()
         self._offering: dict[str, asyncio.Task[None]] = {}
         self._wake: dict[str, asyncio.Event] = {}
-        self._recording: asyncio.Task[None] | None = None
+        self._work: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin, with what is on this host."""
-        newest = self._holding.newest
-        if newest is not None:
-            try:
-                self.hand_out(Source.of(newest))
-            except OSError as error:
-                log.error("%s: cannot read checkpoint %s: %s", self._holding.app, newest.manifest.stamp, error)
-            else:
-                self.held_here()
+        """Begin."""
         self.seated()
-        self._recording = asyncio.create_task(self._record())
+        self._work = [asyncio.create_task(self._prepare()), asyncio.create_task(self._record())]
 
-    async def stop(self) -> None:
-        """Hand out nothing more."""
-        tasks = [*self._offering.values(), *([self._recording] if self._recording else [])]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+    async def _prepare(self) -> None:
+        """Begin with the newest checkpoint there is. Nothing is said of it before it was seen to be whole."""
+        holding = self._holding
+        while not self.over:
+            try:
+                stored = await holding.restore(self.epoch, NOTHING, float("inf"))
+                if stored is not None and (self._source is None or self._source.manifest.stamp < stored.manifest.stamp):
+                    self.hand_out(Source.of(stored))
+                if stored is not None:
+                    self.held_here()
+            except StaleEpochError as error:
+                self._end(str(error))
+            except OSError as error:
+                log.error("%s: its checkpoint cannot be read: %s", holding.app, error)
+                await asyncio.sleep(RETRY_S[1])
+            else:
+                return
+
+    def stop(self) -> None:
+        """Hand out nothing more, and acknowledge nothing."""
         self._end("its primary is not on this host any more")
+        for task in (*self._offering.values(), *self._work):
+            task.cancel()
 
     def seated(self) -> None:
         """The seats may have changed."""
@@ -167,8 +174,7 @@ class Reign:
                     self._silent.add(host)
                 self.touch()
                 wake.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(wake.wait(), delay)
+                await _wait(wake, delay)
                 delay = min(RETRY_S[1], 2 * delay)
             else:
                 delay, began_at = RETRY_S[0], None
@@ -221,8 +227,7 @@ class Reign:
         while not self.over:
             self._touched.clear()
             wait_s = await self._record_once()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._touched.wait(), wait_s)
+            await _wait(self._touched, wait_s)
 
     async def _record_once(self) -> float | None:
         """Bring the record up to date; return when to look again even if nothing happens."""
@@ -288,3 +293,9 @@ class Reign:
             return
         self._entry = entry
         self.touch()
+
+
+async def _wait(event: asyncio.Event, limit_s: float | None) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            await event.wait()

@@ -45,6 +45,7 @@ from etcdreplica.words import Role, check_name
 log = logging.getLogger(__name__)
 
 SEATED_S = 5.0  # how long an application may be quicker than the news of its placement
+LEFT_S = 0.5  # the same where its seat has just been given up
 RETRY_S = 0.5
 SPLIT = 4  # parts of a large state whose digests are computed at once
 TIDY_S = 600.0  # how often checkpoints of removed applications are looked for
@@ -77,6 +78,7 @@ class CheckpointServer:
         self._reigns: dict[str, Reign] = {}
         self._storing: dict[str, asyncio.Lock] = {}
         self._seated: dict[str, asyncio.Event] = {}
+        self._left: set[str] = set()  # applications that have lost their seat here
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -97,7 +99,8 @@ class CheckpointServer:
             await self._apps.close()
             for task in list(self._tasks):
                 task.cancel()
-            await asyncio.gather(*(reign.stop() for reign in self._reigns.values()))
+            for app in list(self._reigns):
+                self._end_reign(app)
             await self._exchange.stop()
             await self._context.peers.close()
             for executor in (self._context.quick, self._context.slow):
@@ -169,41 +172,43 @@ class CheckpointServer:
                 found = {entry.key.names[1] for entry in batch.entries}
                 if isinstance(batch, Snapshot):
                     for app in self._holdings.keys() - found:
-                        await self._place(app, None, batch.revision)
+                        self._place(app, None, batch.revision)
                 for entry in batch.entries:
                     if not isinstance(entry.value, Corrupt):
-                        await self._place(entry.key.names[1], entry.value, entry.mod_revision)
+                        self._place(entry.key.names[1], entry.value, entry.mod_revision)
 
-    async def _place(self, app: str, placement: Any, revision: int) -> None:
+    def _place(self, app: str, placement: Any, revision: int) -> None:
         holding = self._holding(app)
         holding.placement, holding.placement_revision = placement, revision
         reign = self._reigns.get(app)
         if placement is None:
-            await self._end_reign(app)
+            self._left.add(app)
+            self._end_reign(app)
             self._seat_of(app).clear()
             self._spawn(self._tidy(app))
             return
         self._seat_of(app).set()
+        self._left.discard(app)
         if placement.role is Role.PRIMARY and holding.newest is not None:
-            await self._begin_reign(holding, placement.epoch)
+            self._begin_reign(holding, placement.epoch)
         elif reign is not None and placement.epoch > reign.epoch:
-            await self._end_reign(app)
+            self._end_reign(app)
         if app in self._reigns:
             self._reigns[app].seated()
 
-    async def _begin_reign(self, holding: Holding, epoch: int) -> Reign:
+    def _begin_reign(self, holding: Holding, epoch: int) -> Reign:
         reign = self._reigns.get(holding.app)
         if reign is not None and reign.epoch >= epoch:
             return reign
-        await self._end_reign(holding.app)
+        self._end_reign(holding.app)
         reign = self._reigns[holding.app] = Reign(self._context, holding, epoch)
         reign.start()
         return reign
 
-    async def _end_reign(self, app: str) -> None:
+    def _end_reign(self, app: str) -> None:
         reign = self._reigns.pop(app, None)
         if reign is not None:
-            await reign.stop()
+            reign.stop()
 
     def _holding(self, app: str) -> Holding:
         return self._holdings.get(app) or self._holdings.setdefault(app, Holding(self._context, app))
@@ -222,9 +227,10 @@ class CheckpointServer:
         holding = self._holdings.get(app)
         if registered.succeeded or (holding is not None and holding.placement is not None):
             return
+        self._left.discard(app)
         for known in (self._holdings, self._damaged, self._seated, self._storing):
             known.pop(app, None)
-        await asyncio.to_thread(self._context.files.forget, app)
+        await (holding or Holding(self._context, app)).forget()
 
     # --- what the applications of this host say --------------------------------------------------------------------
 
@@ -267,7 +273,7 @@ class CheckpointServer:
         try:
             holding = await self._seat(app)
             holding.fence(stamp.epoch)
-            reign = await self._begin_reign(holding, stamp.epoch)
+            reign = self._begin_reign(holding, stamp.epoch)
             async with self._storing.setdefault(app, asyncio.Lock()):
                 if stamp > holding.stamp:
                     source = await self._with_digests(source)
@@ -309,7 +315,7 @@ class CheckpointServer:
             holding = await self._seat(app)
             stored = await holding.restore(epoch, loaded, self._clock() + within_s)
             if epoch:
-                await self._begin_reign(holding, epoch)
+                self._begin_reign(holding, epoch)
         except CheckpointError as error:
             connection.send("unavailable", reason=str(error))
         else:
@@ -334,7 +340,7 @@ class CheckpointServer:
     async def _seat(self, app: str) -> Holding:
         """Wait until this host is known to have a seat of the application. Raises CheckpointError."""
         try:
-            async with asyncio.timeout(SEATED_S):
+            async with asyncio.timeout(LEFT_S if app in self._left else SEATED_S):
                 await self._seat_of(app).wait()
         except TimeoutError:
             raise CheckpointError(f"{self._settings.host} has no seat of {app}, or etcd does not answer") from None

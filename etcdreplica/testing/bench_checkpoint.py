@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import signal
-import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -21,54 +16,15 @@ from etcdreplica.testing.cluster import LocalCluster
 from etcdreplica.testing.etcd import EmbeddedEtcd
 from etcdreplica.testing.grpc_floor import GrpcFloor
 from etcdreplica.testing.probe import Probe
+from etcdreplica.testing.stateful_client import Stateful
 
-PROGRAM = Path(__file__).with_name("stateful.py")
 KIB, MIB = 1 << 10, 1 << 20
 SMALL = KIB
 SMALL_HOSTS, LARGE_HOSTS = 3, 2
 PAUSE_S = 0.02
 TTL_S = 5.0
-_numbers = itertools.count()
 
 Say = Callable[[str], None]
-
-
-class Stateful:
-    """The application of `testing.stateful` on a cluster."""
-
-    def __init__(self, cluster: LocalCluster, degree: int, style: str = "warm") -> None:
-        self.name = f"stateful-{next(_numbers)}"
-        self._cluster = cluster
-        self._directory = Path(tempfile.mkdtemp(prefix="er-", dir=cluster.sockets))
-        arguments = ("--name", self.name, "--degree", str(degree), "--style", style, "--directory", str(self._directory))
-        cluster.start(PROGRAM, *arguments)
-        self.epoch = cluster.wait_ready(self.name)
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Have the primary of this epoch do something."""
-        path, deadline = str(self._directory / f"{self.epoch}.sock"), time.monotonic() + 60
-        while True:
-            with socket.socket(socket.AF_UNIX) as client:
-                try:
-                    client.connect(path)
-                except OSError:
-                    if time.monotonic() > deadline:
-                        raise EtcdReplicaError(f"{self.name}: nobody listens\n{self._cluster.describe()}") from None
-                    time.sleep(0.005)  # the body is about to begin
-                    continue
-                with client.makefile("rwb") as stream:
-                    stream.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-                    stream.flush()
-                    answer: dict[str, Any] = json.loads(stream.readline() or "{}")
-                    return answer
-
-    def crash(self) -> float:
-        """SIGKILL the primary; return when."""
-        _, pid = self._cluster.primary(self.name)
-        at = boottime()
-        os.kill(pid, signal.SIGKILL)
-        self.epoch = self._cluster.wait_ready(self.name, after_epoch=self.epoch, timeout=120)
-        return at
 
 
 def checkpoint(trials: int, large_mib: int, changed_mib: int, etcd_program: str | None, say: Say) -> dict[str, Any]:

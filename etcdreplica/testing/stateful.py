@@ -18,15 +18,19 @@ from typing import Any
 
 from etcdreplica import Replica, protected
 from etcdreplica.clock import boottime
+from etcdreplica.errors import CheckpointError
 
 BLOCK = 1 << 20  # what is changed is changed in such pieces, as a database changes pages
 PAUSE_S = 0.02
+TEXT = 1000
+loaded: list[str] = []  # what this copy was told of while it was a backup
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--name", default="stateful")
 parser.add_argument("--style", default="warm")
 parser.add_argument("--degree", type=int, default=2)
 parser.add_argument("--directory", type=Path, required=True, help="where the primary of each epoch listens, as EPOCH.sock")
+parser.add_argument("--interval", type=float, help="seconds between checkpoints that nobody asks for")
 options = parser.parse_args()
 
 
@@ -43,8 +47,24 @@ class State:
     def about(self) -> dict[str, Any]:
         """Say what there is."""
         digest = hashlib.sha256(self.data).hexdigest()
+        text = self.data.decode(errors="replace") if len(self.data) < TEXT else None
         times = {"restore_ms": self.restore_ms, "restored_at": self.restored_at}
-        return {"epoch": self.replica.epoch, "host": self.replica.host, "size": len(self.data), "digest": digest, **times}
+        who = {"epoch": self.replica.epoch, "host": self.replica.host, "loaded": loaded}
+        return {**who, "size": len(self.data), "digest": digest, "text": text, **times}
+
+    def put(self, text: str, wait: bool = True, timeout: float = 30.0) -> dict[str, Any]:
+        """Store a text, and say what came of it."""
+        try:
+            self.replica.checkpoint(text.encode(), wait=wait, timeout=timeout)
+        except CheckpointError as error:
+            return {"error": str(error), "kind": type(error).__name__, "reached": getattr(error, "reached", None)}
+        self.data = text.encode()
+        return {"error": None}
+
+    def become(self, text: str) -> dict[str, Any]:
+        """Have another state, and store nothing."""
+        self.data = text.encode()
+        return {}
 
     def save(self, size: int, rounds: int, wait: bool) -> dict[str, Any]:
         """Store random bytes again and again."""
@@ -70,10 +90,20 @@ class State:
         return 1000 * (boottime() - started)
 
 
-@protected(name=options.name, style=options.style, degree=options.degree, max_restarts=0, hang_timeout=60)
+@protected(
+    name=options.name,
+    style=options.style,
+    degree=options.degree,
+    max_restarts=0,
+    hang_timeout=60,
+    checkpoint_interval=options.interval,
+    on_checkpoint=lambda data: loaded.append(data.decode(errors="replace")[:TEXT]),
+)
 def main(replica: Replica) -> None:
     """Serve requests as primary."""
     state = State(replica)
+    if options.interval:
+        replica.state(lambda: state.data)
     path = options.directory / f"{replica.epoch}.sock"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
@@ -84,7 +114,7 @@ def main(replica: Replica) -> None:
                 client, _ = server.accept()
                 with client, client.makefile("rwb") as stream:
                     request = json.loads(stream.readline())
-                    answer = getattr(state, request.pop("do"))(**request)
+                    answer: dict[str, Any] = getattr(state, request.pop("do"))(**request)
                     stream.write(json.dumps(answer).encode() + b"\n")
 
 
