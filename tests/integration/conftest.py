@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from etcdreplica.core.timing import preset
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster, find_etcd
 
 WORKER = Path(__file__).parent / "apps" / "worker.py"
+LASTING_TTL_S = preset("safe").lease_ttl_s  # where no test waits for a lease to end
 _numbers = itertools.count()
 
 
@@ -71,7 +72,7 @@ def any_etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
 @pytest.fixture(scope="module")
 def shared_cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Three hosts that the tests of a module share; each uses an application name of its own and removes nothing else."""
-    with LocalCluster(3, etcd=etcd_server, cluster=f"shared-{next(_numbers)}") as cluster:
+    with LocalCluster(3, etcd=etcd_server, cluster=f"shared-{next(_numbers)}", lease_ttl_s=LASTING_TTL_S) as cluster:
         yield cluster
 
 
@@ -87,14 +88,7 @@ def make_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     yield make
     for worker in made:
         if worker.cluster.is_open and worker.name in worker.cluster.view.apps:
-            remove(worker.cluster, worker.name)
-
-
-def remove(cluster: LocalCluster, name: str) -> None:
-    """Remove an application and wait until it is gone."""
-    command = [sys.executable, "-m", "etcdreplica", "remove", name, "--missing-ok", *cluster.connection]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    cluster.wait_until(lambda view: name not in view.apps, f"{name} to be gone")
+            worker.cluster.remove(worker.name)
 
 
 def wait_dead(pid: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from etcdreplica.model import AssignmentState, FailureKind
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
-from tests.integration.conftest import WORKER, Worker, remove, wait_dead
+from tests.integration.conftest import WORKER, Worker, wait_dead
 
 pytestmark = pytest.mark.integration
 STYLES = ["cold", "warm", "hot"]
@@ -134,12 +134,12 @@ def test_backup_told_to_end(shared_cluster: LocalCluster, make_worker: MakeWorke
 
 @pytest.mark.parametrize("style", STYLES)
 def test_remove(shared_cluster: LocalCluster, make_worker: MakeWorker, style: str) -> None:
-    """`etcdreplica remove` ends every copy, also the one started by hand, and leaves no key."""
+    """Removing an application ends every copy, also the one started by hand."""
     worker = make_worker(shared_cluster, "--style", style, "--degree", "3")
     program = worker.start()
     shared_cluster.wait_ready(worker.name)
     pids = _pids(shared_cluster, worker.name)
-    remove(shared_cluster, worker.name)
+    shared_cluster.remove(worker.name)
     assert program.wait(30) == 0
     for pid in pids:
         wait_dead(pid)
@@ -153,7 +153,7 @@ def test_epochs_survive_removal(shared_cluster: LocalCluster, make_worker: MakeW
     for _ in range(2):
         shared_cluster.kill_replica(worker.name)
         epoch = shared_cluster.wait_ready(worker.name, after_epoch=epoch)
-    remove(shared_cluster, worker.name)
+    shared_cluster.remove(worker.name)
     worker.start()
     assert shared_cluster.wait_ready(worker.name) > epoch
 
@@ -198,7 +198,7 @@ def test_started_as_module(shared_cluster: LocalCluster, tmp_path: Path) -> None
     shared_cluster.wait_ready("till", after_epoch=epoch)
     begins = [json.loads(line) for line in journal.read_text().splitlines()]
     assert len({line["pid"] for line in begins}) == 2
-    remove(shared_cluster, "till")
+    shared_cluster.remove("till")
 
 
 def test_labels_and_least_loaded(etcd_server: EmbeddedEtcd, make_worker: MakeWorker) -> None:

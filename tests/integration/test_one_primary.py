@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -10,43 +11,63 @@ from pathlib import Path
 
 import pytest
 
+from etcdreplica.clock import boottime
 from etcdreplica.core.view import ClusterView
-from etcdreplica.model import FailureKind
+from etcdreplica.model import Event, FailureKind
 from etcdreplica.testing import LocalCluster
 from etcdreplica.testing.processes import descendants
 from etcdreplica.testing.witness import Witness
 
 pytestmark = pytest.mark.integration
 CLAIMANT = Path(__file__).parent / "apps" / "claimant.py"
-APP = "claimant"
+PATIENCE_S = 60.0
+_numbers = itertools.count()
 
 
 class Stage:
-    """A cluster of three hosts, the application on two of them, and the witness."""
+    """A cluster, the application under a name of its own on two of its hosts, and the witness."""
 
     def __init__(self, cluster: LocalCluster, directory: Path) -> None:
         self.cluster = cluster
+        self.app = f"claimant-{next(_numbers)}"
         self.witness = Witness(directory / "claims")
         self.gil = directory / "hold-gil"
         self.stopped: list[int] = []
+        self._hit: set[str] = set()
 
     def start(self, *arguments: str, spawned: bool = True) -> None:
         """Start it; with `spawned`, make its primary one that a guardian has started."""
-        self.cluster.start(CLAIMANT, "--claims", str(self.witness.path), "--hold-gil", str(self.gil), *arguments)
-        epoch = self.cluster.wait_ready(APP)
+        words = ("--name", self.app, "--claims", str(self.witness.path), "--hold-gil", str(self.gil))
+        self.cluster.start(CLAIMANT, *words, *arguments)
+        epoch = self.cluster.wait_ready(self.app)
         if spawned:
-            self.cluster.kill_replica(APP)
-            self.cluster.wait_ready(APP, after_epoch=epoch)
+            self.cluster.kill_replica(self.app)
+            self.cluster.wait_ready(self.app, after_epoch=epoch)
+
+    def leave(self) -> None:
+        """Leave the cluster as it was: without the application, and with nodes that nothing has happened to."""
+        self.go_on()
+        for host in self._hit:
+            self.cluster.hosts[host].kill()
+            self.cluster.restart(host)
+        if self.app in self.cluster.view.apps:
+            self.cluster.remove(self.app)
+
+    def hit(self) -> str:
+        """Return the host of the primary, of which nothing can be expected after what follows."""
+        host = self.host
+        self._hit.add(host)
+        return host
 
     @property
     def host(self) -> str:
         """The host of the primary."""
-        return self.cluster.primary(APP)[0]
+        return self.cluster.primary(self.app)[0]
 
     @property
     def epoch(self) -> int:
         """The epoch of the assignment."""
-        assignment = self.cluster.view.apps[APP].assignment
+        assignment = self.cluster.view.apps[self.app].assignment
         assert assignment is not None
         return assignment.epoch
 
@@ -83,46 +104,60 @@ class Stage:
 
     def wait_acting(self, after_epoch: int) -> None:
         """Wait until a primary of a later epoch has acted."""
-        self.cluster.wait_until(
-            lambda view: any(reign.epoch > after_epoch for reign in self.witness.reigns(APP)), "a later primary to act", 60
-        )
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(reign.epoch > after_epoch for reign in self.witness.reigns(self.app)):
+            assert time.monotonic() < deadline, f"no later primary acts\n{self.cluster.describe()}"
+            time.sleep(0.02)  # a file raises no event
 
     def still_acting(self, seconds: float) -> None:
         """Wait until the primary has acted for so long from now on."""
-        reigning = self.witness.reigns(APP)[-1]
-        until = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
+        reigning = self.witness.reigns(self.app)[-1]
+        until = boottime() + seconds
         deadline = time.monotonic() + seconds + 30
-        while self.witness.reigns(APP)[-1].end < until:
+        while self.witness.reigns(self.app)[-1].end < until:
             assert time.monotonic() < deadline, self.cluster.describe()
             time.sleep(0.05)  # a file raises no event
-        assert self.witness.reigns(APP)[-1].epoch == reigning.epoch, self.cluster.events
+        assert self.witness.reigns(self.app)[-1].epoch == reigning.epoch, self.events()
+
+    def events(self) -> list[Event]:
+        """Return its history so far."""
+        return [event for (app, _), event in list(self.cluster.events.items()) if app == self.app]
 
     def verdict(self) -> None:
         """No two at a time, and epochs only grew."""
         assert self.witness.violations() == []
 
 
-@pytest.fixture
-def stage(etcd_cluster_of_three: LocalCluster, tmp_path: Path) -> Iterator[Stage]:
-    """Three hosts with a TTL of 2 s."""
-    stage = Stage(etcd_cluster_of_three, tmp_path)
-    yield stage
-    stage.go_on()
-
-
-@pytest.fixture
-def etcd_cluster_of_three(etcd_server: object) -> Iterator[LocalCluster]:
-    """Hosts of this test alone, on an etcd of its own: some tests stop it."""
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[LocalCluster]:
+    """Three hosts with a TTL of 2 s, on an etcd of their own: some tests stop it."""
     with LocalCluster(3) as cluster:
         yield cluster
 
 
+@pytest.fixture
+def stage(hosts: LocalCluster, tmp_path: Path) -> Iterator[Stage]:
+    """The application of one test on them."""
+    stage = Stage(hosts, tmp_path)
+    yield stage
+    stage.leave()
+
+
+@pytest.fixture
+def own_stage(tmp_path: Path) -> Iterator[Stage]:
+    """The application on three hosts, and an etcd, that only one test uses."""
+    with LocalCluster(3) as cluster:
+        stage = Stage(cluster, tmp_path)
+        yield stage
+        stage.go_on()
+
+
 def _kill_replica(stage: Stage) -> None:
-    stage.cluster.kill_replica(APP)
+    stage.cluster.kill_replica(stage.app)
 
 
 def _stop_replica(stage: Stage) -> None:
-    stage.stop(stage.cluster.primary(APP)[1])
+    stage.stop(stage.cluster.primary(stage.app)[1])
 
 
 def _hold_gil(stage: Stage) -> None:
@@ -130,25 +165,29 @@ def _hold_gil(stage: Stage) -> None:
 
 
 def _stop_watchdog(stage: Stage) -> None:
+    stage.hit()
     stage.stop(stage.watchdog())
 
 
 def _stop_guardian(stage: Stage) -> None:
+    stage.hit()
     stage.stop(stage.guardian())
     os.kill(stage.watchdog(), signal.SIGSTOP)  # so that nobody renews either
 
 
 def _stop_host(stage: Stage) -> None:
-    for pid in (stage.watchdog(), stage.cluster.primary(APP)[1], stage.guardian()):
+    stage.hit()
+    for pid in (stage.watchdog(), stage.cluster.primary(stage.app)[1], stage.guardian()):
         stage.stop(pid)
 
 
 def _kill_guardian(stage: Stage) -> None:
+    stage.hit()
     os.kill(stage.guardian(), signal.SIGKILL)
 
 
 def _kill_host(stage: Stage) -> None:
-    stage.cluster.hosts[stage.host].kill()
+    stage.cluster.hosts[stage.hit()].kill()
 
 
 TAKEN_OVER: dict[str, Callable[[Stage], None]] = {
@@ -172,7 +211,7 @@ def test_faults_that_are_taken_over(stage: Stage, style: str, fault: str) -> Non
     TAKEN_OVER[fault](stage)
     stage.wait_acting(before)
     stage.go_on()
-    stage.cluster.wait_ready(APP, after_epoch=before, timeout=60)
+    stage.cluster.wait_ready(stage.app, after_epoch=before, timeout=60)
     stage.still_acting(0.5)
     stage.verdict()
 
@@ -201,7 +240,7 @@ def test_a_primary_with_children_in_sessions_of_their_own(stage: Stage, fault: s
     TAKEN_OVER[fault](stage)
     stage.wait_acting(before)
     stage.go_on()
-    stage.cluster.wait_ready(APP, after_epoch=before, timeout=60)
+    stage.cluster.wait_ready(stage.app, after_epoch=before, timeout=60)
     stage.still_acting(0.5)
     stage.verdict()
 
@@ -258,16 +297,17 @@ def test_faults_that_nobody_notices(stage: Stage, fault: str, spawned: bool) -> 
     """The same copy goes on as primary, past the end of every lease it had."""
     stage.start("--style", "warm", spawned=spawned)
     UNNOTICED[fault](stage)
-    stage.still_acting(3 * stage.cluster.lease_ttl_s)
+    stage.still_acting(2 * stage.cluster.lease_ttl_s)
     stage.verdict()
 
 
 @pytest.mark.parametrize("style", ["cold", "warm", "hot"])
-def test_etcd_stopped_for_longer_than_the_ttl(stage: Stage, style: str) -> None:
+def test_etcd_stopped_for_longer_than_the_ttl(own_stage: Stage, style: str) -> None:
     """The primary ends itself; with etcd another one begins."""
+    stage = own_stage
     stage.start("--style", style)
     before, etcd = stage.epoch, _etcd(stage)
-    primary = Path(f"/proc/{stage.cluster.primary(APP)[1]}")
+    primary = Path(f"/proc/{stage.cluster.primary(stage.app)[1]}")
     stage.stop(etcd)
     deadline = time.monotonic() + 30
     while primary.exists():
@@ -278,12 +318,12 @@ def test_etcd_stopped_for_longer_than_the_ttl(stage: Stage, style: str) -> None:
     stage.verdict()
 
 
-def test_a_stall_of_everything_is_no_hang(etcd_server: object, tmp_path: Path) -> None:
+def test_a_stall_of_everything_is_no_hang(tmp_path: Path) -> None:
     """WatchDog and application stopped together for longer than the hang timeout, and less than the TTL: nobody is blamed."""
     with LocalCluster(2, lease_ttl_s=10) as cluster:
         stage = Stage(cluster, tmp_path)
         stage.start("--style", "warm", "--hang-timeout", "1")
-        pids = (stage.watchdog(), cluster.primary(APP)[1])
+        pids = (stage.watchdog(), cluster.primary(stage.app)[1])
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         time.sleep(3)  # the fault itself
@@ -291,7 +331,7 @@ def test_a_stall_of_everything_is_no_hang(etcd_server: object, tmp_path: Path) -
             os.kill(pid, signal.SIGCONT)
         stage.still_acting(3)
         stage.verdict()
-        assert not any(event.failure.kind is FailureKind.HANG for event in cluster.events.values())
+        assert not any(event.failure.kind is FailureKind.HANG for event in stage.events())
 
 
 def test_shown_hang(stage: Stage) -> None:
@@ -300,8 +340,8 @@ def test_shown_hang(stage: Stage) -> None:
     stage.gil.touch()
 
     def is_known(_: ClusterView) -> bool:
-        return any(event.failure.kind is FailureKind.HANG for event in stage.cluster.events.values())
+        return any(event.failure.kind is FailureKind.HANG for event in stage.events())
 
     stage.cluster.wait_until(is_known, "the hang in the history")
-    event = next(event for event in stage.cluster.events.values() if event.failure.kind is FailureKind.HANG)
+    event = next(event for event in stage.events() if event.failure.kind is FailureKind.HANG)
     assert "in step" in event.failure.evidence, event
