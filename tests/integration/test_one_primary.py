@@ -21,6 +21,7 @@ from etcdreplica.testing.witness import Witness
 pytestmark = pytest.mark.integration
 CLAIMANT = Path(__file__).parent / "apps" / "claimant.py"
 PATIENCE_S = 60.0
+DAY_S = 86400.0
 _numbers = itertools.count()
 
 
@@ -332,6 +333,40 @@ def test_a_stall_of_everything_is_no_hang(tmp_path: Path) -> None:
         stage.still_acting(3)
         stage.verdict()
         assert not any(event.failure.kind is FailureKind.HANG for event in stage.events())
+
+
+JUMPY = """
+import pathlib, sys, time
+real, by = time.time, pathlib.Path({by!r})
+def jumpy():
+    grpc = sys._getframe(1).f_globals["__name__"].startswith("grpc")  # it adds a timeout, and its C code takes it off again
+    return real() + (0 if grpc else float(by.read_text()))
+time.time = jumpy
+"""
+
+
+def test_the_wall_clock_jumps(tmp_path: Path) -> None:
+    """A day ahead, then a day behind, in every process of every host: nobody notices, and a crash is dealt with as ever."""
+    by, modules = tmp_path / "by", tmp_path / "modules"
+    by.write_text("0")
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(JUMPY.format(by=str(by)))
+    names = ("host-a", "host-b", "host-c")
+    with LocalCluster(names, prefixes=dict.fromkeys(names, ("env", f"PYTHONPATH={modules}"))) as cluster:
+        stage = Stage(cluster, tmp_path)
+        stage.start("--style", "warm", "--hang-timeout", "1")
+        before = stage.epoch
+        for jump_s in (DAY_S, -DAY_S):
+            (tmp_path / "next").write_text(str(jump_s))
+            (tmp_path / "next").rename(by)
+            stage.still_acting(2 * cluster.lease_ttl_s)
+        assert stage.epoch == before
+        cluster.kill_replica(stage.app)
+        stage.wait_acting(before)
+        cluster.wait_ready(stage.app, after_epoch=before)
+        stage.verdict()
+        last = max(stage.events(), key=lambda event: event.failure.epoch)
+        assert last.failure.wall < time.time() - DAY_S / 2  # they did see another time
 
 
 def test_shown_hang(stage: Stage) -> None:
