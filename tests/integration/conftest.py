@@ -52,6 +52,14 @@ class Worker:
             time.sleep(0.005)  # a file raises no event here
         return lines
 
+    def wait_acting(self, *, after_epoch: int = 0) -> int:
+        """Wait until it is ready and the body of its primary has begun, a moment after it is shown to run; return its epoch."""
+        epoch = self.cluster.wait_ready(self.name, after_epoch=after_epoch)
+        self.wait_lines(
+            lambda lines: any(line["epoch"] == epoch and line["role"] == "primary" for line in lines), f"epoch {epoch} to act"
+        )
+        return epoch
+
     def hosts(self) -> list[str]:
         """Return the hosts of its seats, the primary first."""
         assignment = self.cluster.view.apps[self.name].assignment

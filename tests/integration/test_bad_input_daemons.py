@@ -46,7 +46,7 @@ def undisturbed(cluster: LocalCluster) -> Iterator[None]:
     hosts = {name: view.session for name, view in cluster.view.hosts.items() if name in cluster.hosts}
     before = standing(cluster, "load")
     yield
-    assert standing(cluster, "load") == before
+    assert standing(cluster, "load") == before, cluster.describe()
     assert {name: view.session for name, view in cluster.view.hosts.items() if name in cluster.hosts} == hosts
 
 

@@ -91,10 +91,10 @@ def test_one_body_at_a_time(shared_cluster: LocalCluster, make_worker: MakeWorke
     """Under style warm no body begins before the process of the one before is dead."""
     worker = make_worker(shared_cluster, "--style", "warm", "--degree", "3")
     worker.start()
-    epoch = shared_cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     for _ in range(3):
         shared_cluster.kill_replica(worker.name)
-        epoch = shared_cluster.wait_ready(worker.name, after_epoch=epoch)
+        epoch = worker.wait_acting(after_epoch=epoch)
     begins = worker.lines("begin")
     assert [line["epoch"] for line in begins] == sorted({line["epoch"] for line in begins})
     assert len({line["pid"] for line in begins}) == 4
@@ -105,7 +105,7 @@ def test_without_any_manager(etcd_cluster: LocalCluster, make_worker: MakeWorker
     cluster = etcd_cluster
     worker = make_worker(cluster)
     worker.start()
-    epoch = cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     managers = _managers(cluster)
     for pid in managers.values():
         kill(pid, signal.SIGSTOP)
@@ -125,7 +125,7 @@ def test_an_incarnation_runs_once(etcd_cluster: LocalCluster, make_worker: MakeW
     cluster = etcd_cluster
     worker = make_worker(cluster)
     worker.start()
-    epoch = cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     host, successor = worker.hosts()
     managers = _managers(cluster)
     for pid in managers.values():
@@ -229,13 +229,13 @@ def test_node_stopped_in_order(etcd_cluster: LocalCluster, make_worker: MakeWork
     cluster = etcd_cluster
     worker = make_worker(cluster, "--slow-stop", "0.1")
     worker.start("host-a")
-    epoch = cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     cluster.kill_replica(worker.name)  # now it runs where a WatchDog started it
-    epoch = cluster.wait_ready(worker.name, after_epoch=epoch)
+    epoch = worker.wait_acting(after_epoch=epoch)
     host, _ = cluster.primary(worker.name)
     cluster.hosts[host].stop()
     cluster.wait_until(lambda view: host not in view.hosts, f"{host} to leave")
-    cluster.wait_ready(worker.name, after_epoch=epoch)
+    worker.wait_acting(after_epoch=epoch)
     begin, end = worker.lines("begin")[-1], worker.lines("end")[-1]
     assert end["host"] == host != begin["host"]
     assert end["at"] < begin["at"]
@@ -246,12 +246,12 @@ def test_etcd_restarted(make_worker: MakeWorker) -> None:
     with EmbeddedEtcd() as etcd, LocalCluster(3, etcd=etcd, cluster="restart", lease_ttl_s=10) as cluster:
         worker = make_worker(cluster)
         worker.start()
-        epoch = cluster.wait_ready(worker.name)
+        epoch = worker.wait_acting()
         pid = cluster.primary(worker.name)[1]
         etcd.kill()
         etcd.start()
         cluster.kill_replica(worker.name)
-        cluster.wait_ready(worker.name, after_epoch=epoch)
+        worker.wait_acting(after_epoch=epoch)
         wait_dead(pid)
         assert len(worker.lines("begin")) == 2
 

@@ -60,7 +60,7 @@ def test_paused_application(shared_cluster: LocalCluster, make_worker: MakeWorke
     worker, other = make_worker(cluster, "--style", style), make_worker(cluster)
     worker.start()
     other.start("host-b")
-    epoch = cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     assert pause(cluster, worker.name, "--reason", "work on the roof") == f"{worker.name} is paused\n"
     before = assigned(cluster, worker)
     assert (before.paused, before.successor, before.epoch) == (True, None, epoch)

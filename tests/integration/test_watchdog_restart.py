@@ -42,7 +42,7 @@ class Stage:
         self.worker.start()
         epoch = self.cluster.wait_ready(self.app)
         self.cluster.kill_replica(self.app)
-        return self.cluster.wait_ready(self.app, after_epoch=epoch)
+        return self.worker.wait_acting(after_epoch=epoch)
 
     @property
     def host(self) -> str:
@@ -206,7 +206,7 @@ def test_body_returns_while_the_watchdog_is_away(make_stage: Callable[..., Stage
         stage.start()
     else:
         stage.worker.start()
-        stage.cluster.wait_ready(stage.app)
+        stage.worker.wait_acting()
     begun = len(stage.worker.lines("begin"))
 
     def end() -> None:
