@@ -17,6 +17,7 @@ import pytest
 from etcdreplica.core.timing import preset
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster, find_etcd
+from tests.integration.stage import Stage
 
 WORKER = Path(__file__).parent / "apps" / "worker.py"
 LASTING_TTL_S = preset("safe").lease_ttl_s  # where no test waits for a lease to end
@@ -82,6 +83,30 @@ def shared_cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Three hosts that the tests of a module share; each uses an application name of its own and removes nothing else."""
     with LocalCluster(3, etcd=etcd_server, cluster=f"shared-{next(_numbers)}", lease_ttl_s=LASTING_TTL_S) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[LocalCluster]:
+    """Three hosts with a TTL of 2 s, on an etcd of their own: some tests stop it."""
+    with LocalCluster(3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def stage(hosts: LocalCluster, tmp_path: Path) -> Iterator[Stage]:
+    """The application of one test on them."""
+    stage = Stage(hosts, tmp_path)
+    yield stage
+    stage.leave()
+
+
+@pytest.fixture
+def own_stage(tmp_path: Path) -> Iterator[Stage]:
+    """The application on three hosts, and an etcd, that only one test uses."""
+    with LocalCluster(3) as cluster:
+        stage = Stage(cluster, tmp_path)
+        yield stage
+        stage.go_on()
 
 
 @pytest.fixture

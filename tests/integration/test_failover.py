@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ from tests.integration.conftest import Worker, kill, wait_dead
 pytestmark = pytest.mark.integration
 STYLES = ["cold", "warm", "hot"]
 MakeWorker = Callable[..., Worker]
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def lasting_cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
+    """Three hosts whose leases outlast what a busy machine takes for a WatchDog to be replaced."""
+    with LocalCluster(3, etcd=etcd_server, cluster=f"lasting-{next(_numbers)}", lease_ttl_s=10) as cluster:
+        yield cluster
 
 
 def test_each_etcd(any_etcd: EmbeddedEtcd, make_worker: MakeWorker) -> None:
@@ -100,9 +109,9 @@ def test_one_body_at_a_time(shared_cluster: LocalCluster, make_worker: MakeWorke
     assert len({line["pid"] for line in begins}) == 4
 
 
-def test_without_any_manager(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+def test_without_any_manager(lasting_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     """A crash is taken over even while no ReplicaManager is there at all; the degree is restored when one is back."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster)
     worker.start()
     epoch = worker.wait_acting()
@@ -120,9 +129,9 @@ def test_without_any_manager(etcd_cluster: LocalCluster, make_worker: MakeWorker
     cluster.wait_ready(worker.name, after_epoch=epoch)
 
 
-def test_an_incarnation_runs_once(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+def test_an_incarnation_runs_once(lasting_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     """A placement of a replica that has ended, written once more by a manager that does not know it yet, starts nothing."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster)
     worker.start()
     epoch = worker.wait_acting()
@@ -147,9 +156,9 @@ def test_an_incarnation_runs_once(etcd_cluster: LocalCluster, make_worker: MakeW
     cluster.wait_ready(worker.name, after_epoch=epoch)
 
 
-def test_leading_manager_killed(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+def test_leading_manager_killed(lasting_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     """Kill -9 of the leading manager: another leads without waiting for a lease, nothing fails over, nothing is lost."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster)
     worker.start()
     epoch = cluster.wait_ready(worker.name)
@@ -167,9 +176,11 @@ def test_leading_manager_killed(etcd_cluster: LocalCluster, make_worker: MakeWor
 
 @pytest.mark.parametrize("by_hand", [True, False], ids=["by-hand", "spawned"])
 @pytest.mark.parametrize("style", STYLES)
-def test_killed_watchdog_comes_back(etcd_cluster: LocalCluster, make_worker: MakeWorker, style: str, *, by_hand: bool) -> None:
+def test_killed_watchdog_comes_back(
+    lasting_cluster: LocalCluster, make_worker: MakeWorker, style: str, *, by_hand: bool
+) -> None:
     """Kill -9 of every WatchDog fails nothing over: the next ones adopt what runs, and know what to do with it."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster, "--style", style)
     worker.start("host-a")
     epoch = cluster.wait_ready(worker.name)
@@ -204,9 +215,9 @@ def _standing(cluster: LocalCluster, worker: Worker) -> dict[str, tuple[object, 
     }
 
 
-def test_killed_guardian_comes_back(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+def test_killed_guardian_comes_back(lasting_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     """Kill -9 of a guardian: all that it started dies with it, and a new node there need not wait for the old leases."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster)
     cluster.run(["sleep", "600"])  # not ours: must be left alone
     worker.start("host-a")
@@ -224,9 +235,9 @@ def test_killed_guardian_comes_back(etcd_cluster: LocalCluster, make_worker: Mak
     assert cluster.wait_ready(worker.name) == epoch
 
 
-def test_node_stopped_in_order(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+def test_node_stopped_in_order(lasting_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     """SIGTERM to a node hands over what runs there: the body ends by itself, then another begins."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster, "--slow-stop", "0.1")
     worker.start("host-a")
     epoch = worker.wait_acting()
