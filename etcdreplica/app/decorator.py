@@ -104,7 +104,7 @@ def protected(
         hosts: names of the hosts that may run it; by default all.
         labels: what a host's labels must contain.
         keep: "until-done" (a body that returns completes the application everywhere) or "always" (it is run again).
-        stop_timeout: seconds a copy gets to end when it is asked to, before it is killed.
+        stop_timeout: seconds a copy gets to end when it is asked to, or when its body has raised, before it is killed.
         start_timeout: seconds a started copy gets to reach this call.
         hang_timeout: seconds without a sign of life after which a copy is killed and replaced; None for never. Signs of
             life are the process's own pulse (no thread of Python runs while C code holds the GIL), the event loop's for an

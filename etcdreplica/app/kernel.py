@@ -57,11 +57,11 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
-def set_precedence(nice: int) -> None:
-    """Have the scheduler prefer this process, and its session, to others where it may: below 0 takes a privilege."""
+def set_precedence(nice: int, pid: int = 0) -> None:
+    """Have the scheduler prefer a process (this one), and its session, to others where it may: below 0 takes a privilege."""
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as autogroup:  # noqa: PTH123
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
+    with contextlib.suppress(OSError), open(f"/proc/{pid or 'self'}/autogroup", "w") as autogroup:  # noqa: PTH123
         autogroup.write(str(nice))  # where sessions compete with each other, not processes
 
 

@@ -37,10 +37,11 @@ def lost_seats(app: AppView, cluster: ClusterView) -> Iterator[tuple[Seat, Role]
 
 @define
 class Occupancy:
-    """Which seats have been in use, as far as one SuperWatchDog has seen; those on hosts that were absent at first, too.
+    """Which seats have been in use, as far as one SuperWatchDog has seen; at its first look it counts every seat as used.
 
     A host that leaves in order may be given a seat between its last handover and the end of its lease. Nothing ever ran
-    there, so it is no sign of a loss.
+    there, so it is no sign of a loss. At first that cannot be told from a lost host of which a replica's lease has ended
+    already, and its own has not.
     """
 
     _used: dict[str, dict[int, bool]] = Factory(dict)  # by application, then by incarnation
@@ -54,7 +55,7 @@ class Occupancy:
         for seat in app.assignment.seats if app and app.assignment else ():
             assert app is not None
             is_gone, failure = seat.host not in cluster.hosts, app.failures.get(seat.incarnation)
-            used[seat.incarnation] = app.replica(seat) is not None or before.get(seat.incarnation, is_gone and not before)
+            used[seat.incarnation] = app.replica(seat) is not None or before.get(seat.incarnation, not before)
             if is_gone and used[seat.incarnation] and (failure is None or failure.kind is FailureKind.HOST):
                 gone.add(seat.host)
         self._gone.pop(name, None)

@@ -37,6 +37,7 @@ class ReplicaProcess:
         self._tree = Tree(ward.mark, ward.pid, ward.started)
         self._alive: dict[int, int] = {}  # pid -> pidfd
         self._dying: set[int] = set()  # of them, those that only the kernel still works on
+        self._gone = asyncio.Event()
         if ward.status is not None:
             self._exited(ward.status)
             return
@@ -111,6 +112,14 @@ class ReplicaProcess:
         while self._kill_once():  # noqa: ASYNC110  (nothing tells when a whole tree is dead)
             await asyncio.sleep(KILL_AGAIN_S)
 
+    async def gone(self) -> None:
+        """Return when the kernel has taken back what the watched processes held: memory, ports and locks.
+
+        That may be long after `exited`, in proportion to their memory.
+        """
+        if self._alive:
+            await self._gone.wait()
+
     def _kill_once(self) -> bool:
         """Kill all of it; whether something of it may still run."""
         for fd in self._alive.values():
@@ -124,6 +133,7 @@ class ReplicaProcess:
         except ProcessLookupError:
             return False
         self._alive[pid] = fd
+        self._gone.clear()
         asyncio.get_running_loop().add_reader(fd, self._on_pidfd, pid)
         return True
 
@@ -136,6 +146,8 @@ class ReplicaProcess:
     def _on_pidfd(self, pid: int) -> None:
         fd = self._alive.pop(pid)
         self._dying.discard(pid)
+        if not self._alive:
+            self._gone.set()
         asyncio.get_running_loop().remove_reader(fd)
         os.close(fd)
         status = exiting_status(pid)  # a zombie of somebody else's still tells

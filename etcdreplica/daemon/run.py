@@ -38,7 +38,7 @@ from etcdreplica.words import Keep, Role, Style
 log = logging.getLogger(__name__)
 
 PROGRESS_SHOWN_S = 10.0  # heartbeats are published this often
-LAST_WORDS_S = 1.0  # a process whose body raised may take this long to end
+LAST_WORDS_S = 1.0  # a process whose body is over gets so long, even if it is to end at once when it is asked to
 
 
 class Run:
@@ -248,8 +248,9 @@ class Run:
             self.leave()
         elif kind == "failed":
             self._error = f"the body raised {str(message['reason'])[:2000]}"
+            self._vitals.end()  # nothing of it runs any more but what the interpreter does at its end
             self._reply_ok()
-            asyncio.get_running_loop().call_later(LAST_WORDS_S, self._kill_group)
+            asyncio.get_running_loop().call_later(max(LAST_WORDS_S, self.stop_timeout_s), self._kill_group)
         elif kind == "done":
             self._done.set()
         else:
@@ -440,7 +441,7 @@ class Run:
         """The body returned: the application is complete, or, with keep="always", it is run again."""
         if registration.keep is Keep.ALWAYS:
             self._reply_ok()
-            await self._wait_exit(process, LAST_WORDS_S)
+            await self._wait_exit(process, max(LAST_WORDS_S, registration.stop_timeout_s))
             return FailureKind.RETURNED, 'the body returned, and keep is "always"'
         self._completed = True
         await self._commit(self._report(FailureKind.DONE, "the body returned"))
@@ -482,6 +483,8 @@ class Run:
                 await self._context.store.leases.revoke(self.lease)
         self._released = True
         self._context.guard.release(self.app, Memo(self.placement, self._revision, ended=True))
+        if self.process is not None:
+            await self.process.gone()  # the next copy here may need its ports
 
     def _report(self, kind: FailureKind, reason: str) -> Txn:
         placement, now = self.placement, self._context.clock()

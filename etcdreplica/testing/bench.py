@@ -31,7 +31,7 @@ from etcdreplica.testing.etcd import EmbeddedEtcd
 from etcdreplica.testing.probe import PHASES, SAMPLE, Probe
 
 SETTLE_S = 1.1  # longer than the time after which a body counts as healthy
-FLOOR_ROUNDS = 15
+FLOOR_ROUNDS = 15  # at most; no more than trials
 PAUSE_S = 1.0  # before each floor too: after a quiet second everything is slower, for us and for the floor
 
 Progress = Callable[[int, int], None]
@@ -53,11 +53,12 @@ def failover(
     """
     samples: dict[str, list[float]] = {name: [] for name in ("total", *PHASES)}
     floors: dict[str, list[float]] = {}
+    rounds = min(trials, FLOOR_ROUNDS)
     with EmbeddedEtcd(etcd_program) as etcd:
-        floors["pidfd_notice"] = [pidfd_notice() for _ in range(FLOOR_ROUNDS)]
-        floors["put_to_event"] = asyncio.run(_put_to_event(etcd.endpoint))
+        floors["pidfd_notice"] = [pidfd_notice() for _ in range(rounds)]
+        floors["put_to_event"] = asyncio.run(_put_to_event(etcd.endpoint, rounds))
         if style == "cold":
-            floors["by_hand"] = [_by_hand() for _ in range(FLOOR_ROUNDS)]
+            floors["by_hand"] = [_by_hand() for _ in range(rounds)]
         with (
             LocalCluster(3, etcd=etcd, lease_ttl_s=lease_ttl_s) as cluster,
             Probe(cluster, "bench", style, degree, "--failover", mode) as probe,
@@ -146,7 +147,7 @@ def pidfd_notice() -> float:
     return 1000 * (noticed - started)
 
 
-async def _put_to_event(endpoint: str) -> list[float]:
+async def _put_to_event(endpoint: str, rounds: int) -> list[float]:
     """How long from sending one transaction until its event arrives at a watch of the same process."""
     found: list[float] = []
     writing: asyncio.Task[object] | None = None
@@ -157,7 +158,7 @@ async def _put_to_event(endpoint: str) -> list[float]:
                 found.append(1000 * (boottime() - started))
             if writing is not None:
                 await writing
-            if len(found) > FLOOR_ROUNDS:
+            if len(found) > rounds:
                 return found[1:]
             await asyncio.sleep(PAUSE_S)
             started = boottime()

@@ -12,22 +12,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from etcdreplica.app.protocol import SOCKET_ENV
 from etcdreplica.core.view import ClusterView
 from etcdreplica.daemon.state_file import last_guardian
+from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.guardian.tree import end_all
 from etcdreplica.model import AssignmentState, Event, ReplicaState, Server
-from etcdreplica.store import Corrupt, EtcdOptions, Kind, Snapshot, Store
+from etcdreplica.store import Corrupt, Delete, EtcdOptions, Key, Kind, Snapshot, Store, Txn
 from etcdreplica.testing.etcd import EmbeddedEtcd
 from etcdreplica.testing.processes import descendants, kill_tree, spawn_bound, stop
 from etcdreplica.words import Role
 
+T = TypeVar("T")
 LONGEST_DIRECTORY = 60  # a socket's whole path may have 107 bytes
 
 
@@ -197,6 +199,13 @@ class LocalCluster:
             f"{host} to come up",
         )
 
+    def remove(self, app: str) -> None:
+        """Remove an application, as `etcdreplica remove` does, and wait until it has ended everywhere."""
+        keys = Key(Kind.REGISTRATIONS, (app,)), Key(Kind.PAUSES, ("app", app))
+        assert self._observer is not None
+        self._observer.call(lambda store: insist(f"removing {app}", lambda: store.commit(Txn((), tuple(map(Delete, keys))))))
+        self.wait_until(lambda view: app not in view.apps, f"{app} to be gone")
+
     def primary(self, app: str) -> tuple[str, int]:
         """Return the primary's host and process id. Raises LookupError when it has none."""
         known = self.view.apps.get(app)
@@ -301,6 +310,7 @@ class _Observer(threading.Thread):
         self._cluster = cluster
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
+        self._store: Store | None = None
         self._ready = threading.Event()
 
     def run(self) -> None:
@@ -316,13 +326,17 @@ class _Observer(threading.Thread):
                 self._loop.call_soon_threadsafe(self._task.cancel)
         self.join()
 
+    def call(self, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+        """Have it do something with its store, and return the result."""
+        self._ready.wait()
+        assert self._loop is not None
+        assert self._store is not None
+        return asyncio.run_coroutine_threadsafe(work(self._store), self._loop).result()
+
     async def _follow(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._store = Store(EtcdOptions((self._cluster.etcd.endpoint,)), self._cluster.cluster)
         self._ready.set()
-        options = EtcdOptions((self._cluster.etcd.endpoint,))
-        async with (
-            Store(options, self._cluster.cluster) as store,
-            contextlib.aclosing(store.follow()) as batches,
-        ):
+        async with self._store as store, contextlib.aclosing(store.follow()) as batches:
             async for batch in batches:
                 self._cluster._take(batch)

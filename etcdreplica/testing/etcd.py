@@ -15,7 +15,9 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
+from etcdreplica.app.kernel import set_precedence
 from etcdreplica.errors import ConfigurationError, EtcdReplicaError
+from etcdreplica.guardian.wards import URGENT_NICE
 from etcdreplica.testing.processes import spawn_bound, stop
 
 START_S = 30.0
@@ -128,6 +130,7 @@ class EmbeddedEtcd:
         command += ["--logger", "zap", "--listen-client-urls", client, "--advertise-client-urls", client]
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"embedded={peer}"]
         self.process = spawn_bound([*command, *self._arguments], log=self.log_path)
+        set_precedence(URGENT_NICE, self.process.pid)  # what it serves must not starve it: real ones have machines of their own
 
     def _wait_until_healthy(self) -> bool:
         deadline = time.monotonic() + START_S

@@ -16,15 +16,12 @@ _BOUND = (
 )
 
 
-def spawn_bound(
-    command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.Popen[bytes]:
+def spawn_bound(command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a program that the kernel kills when the calling thread ends, with its output in a file."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-S", "-c", _BOUND, str(os.getpid()), *command],
             env=env,
-            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

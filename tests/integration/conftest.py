@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from etcdreplica.core.timing import preset
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster, find_etcd
+from tests.integration.stage import Stage
 
 WORKER = Path(__file__).parent / "apps" / "worker.py"
+LASTING_TTL_S = preset("safe").lease_ttl_s  # where no test waits for a lease to end
 _numbers = itertools.count()
 
 
@@ -51,6 +53,14 @@ class Worker:
             time.sleep(0.005)  # a file raises no event here
         return lines
 
+    def wait_acting(self, *, after_epoch: int = 0) -> int:
+        """Wait until it is ready and the body of its primary has begun, a moment after it is shown to run; return its epoch."""
+        epoch = self.cluster.wait_ready(self.name, after_epoch=after_epoch)
+        self.wait_lines(
+            lambda lines: any(line["epoch"] == epoch and line["role"] == "primary" for line in lines), f"epoch {epoch} to act"
+        )
+        return epoch
+
     def hosts(self) -> list[str]:
         """Return the hosts of its seats, the primary first."""
         assignment = self.cluster.view.apps[self.name].assignment
@@ -71,8 +81,32 @@ def any_etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
 @pytest.fixture(scope="module")
 def shared_cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Three hosts that the tests of a module share; each uses an application name of its own and removes nothing else."""
-    with LocalCluster(3, etcd=etcd_server, cluster=f"shared-{next(_numbers)}") as cluster:
+    with LocalCluster(3, etcd=etcd_server, cluster=f"shared-{next(_numbers)}", lease_ttl_s=LASTING_TTL_S) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[LocalCluster]:
+    """Three hosts with a TTL of 2 s, on an etcd of their own: some tests stop it."""
+    with LocalCluster(3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def stage(hosts: LocalCluster, tmp_path: Path) -> Iterator[Stage]:
+    """The application of one test on them."""
+    stage = Stage(hosts, tmp_path)
+    yield stage
+    stage.leave()
+
+
+@pytest.fixture
+def own_stage(tmp_path: Path) -> Iterator[Stage]:
+    """The application on three hosts, and an etcd, that only one test uses."""
+    with LocalCluster(3) as cluster:
+        stage = Stage(cluster, tmp_path)
+        yield stage
+        stage.go_on()
 
 
 @pytest.fixture
@@ -87,14 +121,7 @@ def make_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     yield make
     for worker in made:
         if worker.cluster.is_open and worker.name in worker.cluster.view.apps:
-            remove(worker.cluster, worker.name)
-
-
-def remove(cluster: LocalCluster, name: str) -> None:
-    """Remove an application and wait until it is gone."""
-    command = [sys.executable, "-m", "etcdreplica", "remove", name, "--missing-ok", *cluster.connection]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    cluster.wait_until(lambda view: name not in view.apps, f"{name} to be gone")
+            worker.cluster.remove(worker.name)
 
 
 def wait_dead(pid: int) -> None:

@@ -27,6 +27,7 @@ from tests.integration.apps_cli.cli_harness import (
     the_error,
     unique,
 )
+from tests.integration.conftest import LASTING_TTL_S
 
 pytestmark = pytest.mark.integration
 
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Two hosts with one application on both."""
-    with LocalCluster(2, etcd=etcd_server, cluster=unique("daemons")) as running:
+    with LocalCluster(2, etcd=etcd_server, cluster=unique("daemons"), lease_ttl_s=LASTING_TTL_S) as running:
         start_steady(running, "load")
         yield running
 
@@ -45,7 +46,7 @@ def undisturbed(cluster: LocalCluster) -> Iterator[None]:
     hosts = {name: view.session for name, view in cluster.view.hosts.items() if name in cluster.hosts}
     before = standing(cluster, "load")
     yield
-    assert standing(cluster, "load") == before
+    assert standing(cluster, "load") == before, cluster.describe()
     assert {name: view.session for name, view in cluster.view.hosts.items() if name in cluster.hosts} == hosts
 
 

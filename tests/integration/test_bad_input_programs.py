@@ -23,6 +23,7 @@ from tests.integration.apps_cli.cli_harness import (
     start_steady,
     unique,
 )
+from tests.integration.conftest import LASTING_TTL_S
 
 pytestmark = pytest.mark.integration
 
@@ -34,7 +35,9 @@ PAUSE_S, MANY = 1.2, 25  # proper backing off comes to such a pause within about
 def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Three hosts; host-b is chosen before host-c, because it has room for more."""
     arguments = {"host-b": ("--capacity", "1000"), "host-c": ("--capacity", "10")}
-    with LocalCluster(3, etcd=etcd_server, cluster=unique("programs"), node_arguments=arguments) as running:
+    with LocalCluster(
+        3, etcd=etcd_server, cluster=unique("programs"), node_arguments=arguments, lease_ttl_s=LASTING_TTL_S
+    ) as running:
         start_steady(running, "load", "--degree", "3")
         yield running
 

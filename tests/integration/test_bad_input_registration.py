@@ -21,6 +21,7 @@ from tests.integration.apps_cli.cli_harness import (
     start_steady,
     unique,
 )
+from tests.integration.conftest import LASTING_TTL_S
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Three hosts."""
-    with LocalCluster(3, etcd=etcd_server, cluster=unique("registration")) as running:
+    with LocalCluster(3, etcd=etcd_server, cluster=unique("registration"), lease_ttl_s=LASTING_TTL_S) as running:
         yield running
 
 

@@ -15,6 +15,7 @@ import pytest
 from etcdreplica.app.protocol import VERSION, encode
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from tests.integration.apps_cli.cli_harness import fails_over, forget, keys_of, raw_keys, standing, start_steady, unique
+from tests.integration.conftest import LASTING_TTL_S
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +26,7 @@ PROGRAM = {"argv": ["/bin/true"], "cwd": "/"}
 @pytest.fixture(scope="module")
 def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Two hosts with one application on both."""
-    with LocalCluster(2, etcd=etcd_server, cluster=unique("socket")) as running:
+    with LocalCluster(2, etcd=etcd_server, cluster=unique("socket"), lease_ttl_s=LASTING_TTL_S) as running:
         start_steady(running, "load")
         yield running
 

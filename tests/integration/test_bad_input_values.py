@@ -29,6 +29,7 @@ from tests.integration.apps_cli.cli_harness import (
     still_running,
     unique,
 )
+from tests.integration.conftest import LASTING_TTL_S
 
 pytestmark = pytest.mark.integration
 
@@ -39,7 +40,7 @@ BYSTANDER = "bystander"
 @pytest.fixture(scope="module")
 def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Three hosts with an application that nothing here is about."""
-    with LocalCluster(3, etcd=etcd_server, cluster=unique("values")) as running:
+    with LocalCluster(3, etcd=etcd_server, cluster=unique("values"), lease_ttl_s=LASTING_TTL_S) as running:
         start_steady(running, BYSTANDER)
         yield running
 
@@ -240,7 +241,7 @@ FAILURE = {
 
 def test_a_corrupt_leader_stops_no_election(etcd_server: EmbeddedEtcd) -> None:
     """Garbage older than every other candidate's key must not lead."""
-    with LocalCluster(2, etcd=etcd_server, cluster=unique("leaders")) as small:
+    with LocalCluster(2, etcd=etcd_server, cluster=unique("leaders"), lease_ttl_s=LASTING_TTL_S) as small:
         put_raw(small, "leaders/manager/garbage", GARBAGE)
         for host in ("host-a", "host-b"):  # so that no candidate is older
             small.hosts[host].stop()

@@ -51,6 +51,8 @@ def test_most_hosts_lost(etcd_cluster: LocalCluster, make_worker: MakeWorker) ->
     worker.start("host-a")
     epoch = cluster.wait_ready(worker.name)
     for host in ("host-a", "host-b"):
+        cluster.hosts[host].freeze()  # at once: to kill a host takes its time
+    for host in ("host-a", "host-b"):
         cluster.hosts[host].kill()
     cluster.wait_until(
         lambda view: (

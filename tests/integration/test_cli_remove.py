@@ -25,6 +25,7 @@ from tests.integration.apps_cli.cli_harness import (
     the_error,
     unique,
 )
+from tests.integration.conftest import LASTING_TTL_S
 
 pytestmark = pytest.mark.integration
 
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Three hosts."""
-    with LocalCluster(3, etcd=etcd_server, cluster=unique("remove")) as running:
+    with LocalCluster(3, etcd=etcd_server, cluster=unique("remove"), lease_ttl_s=LASTING_TTL_S) as running:
         yield running
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from tests.integration.apps_cli.cli_harness import STEADY, cli, pids, read, read_json, start_steady, the_error, unique
+from tests.integration.conftest import LASTING_TTL_S
 
 pytestmark = pytest.mark.integration
 
@@ -21,7 +22,9 @@ READING = [("list",), ("status",), ("status", "shop"), ("describe", "shop")]
 def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Three hosts with a warm and a cold application, and one that wants more hosts than there are."""
     arguments = {"host-b": ("--label", "zone=b", "--capacity", "7")}
-    with LocalCluster(3, etcd=etcd_server, cluster=unique("show"), node_arguments=arguments) as running:
+    with LocalCluster(
+        3, etcd=etcd_server, cluster=unique("show"), node_arguments=arguments, lease_ttl_s=LASTING_TTL_S
+    ) as running:
         start_steady(running, "shop")
         start_steady(running, "books", "--style", "cold", host="host-b")
         running.start(STEADY, "--name", "wide", "--degree", "4", "--style", "hot", host="host-c")

@@ -23,6 +23,7 @@ from tests.integration.apps_cli.cli_harness import (
     the_error,
     unique,
 )
+from tests.integration.conftest import LASTING_TTL_S
 
 pytestmark = pytest.mark.integration
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Two hosts."""
-    with LocalCluster(2, etcd=etcd_server, cluster=unique("start")) as running:
+    with LocalCluster(2, etcd=etcd_server, cluster=unique("start"), lease_ttl_s=LASTING_TTL_S) as running:
         yield running
 
 

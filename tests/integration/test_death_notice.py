@@ -6,6 +6,7 @@ import fcntl
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +16,11 @@ import pytest
 
 from etcdreplica.app.kernel import PAGE, PAGE_NAME, Page, Slot
 from etcdreplica.daemon import death_notice
+from etcdreplica.daemon.guard import Guard, WardView
+from etcdreplica.daemon.process import ReplicaProcess
 from etcdreplica.daemon.status_page import StatusPage
 from etcdreplica.errors import ProtocolError
+from etcdreplica.guardian.tree import start_time
 
 PROGRAM = """
 import os, sys, threading, time
@@ -148,6 +152,30 @@ def test_release_is_no_death(start: Start) -> None:
     program, _, notices = start("free.set(); time.sleep(600)")
     _proceed(program)
     _assert_silent_but_alive(program, notices)
+
+
+HOLDER = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+memory = bytearray(b"x") * (512 << 20)
+print(server.getsockname()[1], flush=True)
+time.sleep(600)
+"""
+
+
+async def test_gone_is_later_than_dead() -> None:
+    """A process that can run no more may hold its port for as long as its memory is being freed; `gone` waits for that."""
+    command = [sys.executable, "-c", PROGRAM.format(then=HOLDER)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:  # noqa: ASYNC220
+        assert program.stdout is not None
+        process = ReplicaProcess(Guard("test"), WardView("app", pid=program.pid, started=start_time(program.pid)))
+        process.expect_notice(program.pid, StatusPage(program.pid, int(program.stdout.readline())))
+        _proceed(program)
+        port = int(program.stdout.readline())
+        program.kill()
+        await process.exited
+        await process.gone()
+        socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_signs_of_life_cross() -> None:

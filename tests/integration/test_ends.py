@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 
 from etcdreplica.model import AssignmentState, FailureKind
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
-from tests.integration.conftest import WORKER, Worker, remove, wait_dead
+from tests.integration.conftest import WORKER, Worker, wait_dead
 
 pytestmark = pytest.mark.integration
 STYLES = ["cold", "warm", "hot"]
@@ -72,7 +71,7 @@ def test_keep_always(shared_cluster: LocalCluster, make_worker: MakeWorker, tmp_
     flag = tmp_path / "flag"
     worker = make_worker(shared_cluster, "--keep", "always", "--return-when", str(flag))
     worker.start()
-    epoch = shared_cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     host = worker.hosts()[0]
     flag.touch()
     worker.wait_lines(lambda lines: any(line["epoch"] > epoch for line in lines), "another body")
@@ -92,7 +91,7 @@ def test_handover(shared_cluster: LocalCluster, make_worker: MakeWorker, style: 
     epoch = shared_cluster.wait_ready(worker.name)
     host, successor = worker.hosts()
     program.send_signal(number)
-    after = shared_cluster.wait_ready(worker.name, after_epoch=epoch)
+    after = worker.wait_acting(after_epoch=epoch)
     assert program.wait(30) == 0
     assert after == epoch + 1
     assert worker.hosts()[0] == successor
@@ -134,12 +133,12 @@ def test_backup_told_to_end(shared_cluster: LocalCluster, make_worker: MakeWorke
 
 @pytest.mark.parametrize("style", STYLES)
 def test_remove(shared_cluster: LocalCluster, make_worker: MakeWorker, style: str) -> None:
-    """`etcdreplica remove` ends every copy, also the one started by hand, and leaves no key."""
+    """Removing an application ends every copy, also the one started by hand."""
     worker = make_worker(shared_cluster, "--style", style, "--degree", "3")
     program = worker.start()
     shared_cluster.wait_ready(worker.name)
     pids = _pids(shared_cluster, worker.name)
-    remove(shared_cluster, worker.name)
+    shared_cluster.remove(worker.name)
     assert program.wait(30) == 0
     for pid in pids:
         wait_dead(pid)
@@ -153,7 +152,7 @@ def test_epochs_survive_removal(shared_cluster: LocalCluster, make_worker: MakeW
     for _ in range(2):
         shared_cluster.kill_replica(worker.name)
         epoch = shared_cluster.wait_ready(worker.name, after_epoch=epoch)
-    remove(shared_cluster, worker.name)
+    shared_cluster.remove(worker.name)
     worker.start()
     assert shared_cluster.wait_ready(worker.name) > epoch
 
@@ -174,9 +173,9 @@ def test_program_is_carried(shared_cluster: LocalCluster, make_worker: MakeWorke
     """Arguments, directory and environment reach the other hosts, with what a host overrides."""
     worker = make_worker(shared_cluster, "--hosts", "host-a", "host-b")
     worker.start("host-a", FLAVOUR="plain")
-    epoch = shared_cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     shared_cluster.kill_replica(worker.name)
-    shared_cluster.wait_ready(worker.name, after_epoch=epoch)
+    worker.wait_acting(after_epoch=epoch)
     first, second = worker.lines("begin")
     assert (first["host"], second["host"]) == ("host-a", "host-b")
     assert first["argv"] == second["argv"]
@@ -184,21 +183,17 @@ def test_program_is_carried(shared_cluster: LocalCluster, make_worker: MakeWorke
     assert (first["flavour"], second["flavour"]) == ("plain", "of host-b")
 
 
-def test_started_as_module(shared_cluster: LocalCluster, tmp_path: Path) -> None:
+def test_started_as_module(shared_cluster: LocalCluster, make_worker: MakeWorker, tmp_path: Path) -> None:
     """`python -m package.module` is found out and started the same way elsewhere."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "__init__.py").touch()
     (tmp_path / "shop" / "till.py").write_text(WORKER.read_text())
-    journal = tmp_path / "journal"
-    shared_cluster.run(
-        [sys.executable, "-m", "shop.till", "--name", "till", "--journal", str(journal)], env={"PYTHONPATH": str(tmp_path)}
-    )
-    epoch = shared_cluster.wait_ready("till")
-    shared_cluster.kill_replica("till")
-    shared_cluster.wait_ready("till", after_epoch=epoch)
-    begins = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert len({line["pid"] for line in begins}) == 2
-    remove(shared_cluster, "till")
+    till = make_worker(shared_cluster)
+    shared_cluster.run([sys.executable, "-m", "shop.till", *till.arguments], env={"PYTHONPATH": str(tmp_path)})
+    epoch = till.wait_acting()
+    shared_cluster.kill_replica(till.name)
+    till.wait_acting(after_epoch=epoch)
+    assert len({line["pid"] for line in till.lines()}) == 2
 
 
 def test_labels_and_least_loaded(etcd_server: EmbeddedEtcd, make_worker: MakeWorker) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ from tests.integration.conftest import Worker, kill, wait_dead
 pytestmark = pytest.mark.integration
 STYLES = ["cold", "warm", "hot"]
 MakeWorker = Callable[..., Worker]
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def lasting_cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
+    """Three hosts whose leases outlast what a busy machine takes for a WatchDog to be replaced."""
+    with LocalCluster(3, etcd=etcd_server, cluster=f"lasting-{next(_numbers)}", lease_ttl_s=10) as cluster:
+        yield cluster
 
 
 def test_each_etcd(any_etcd: EmbeddedEtcd, make_worker: MakeWorker) -> None:
@@ -91,21 +100,21 @@ def test_one_body_at_a_time(shared_cluster: LocalCluster, make_worker: MakeWorke
     """Under style warm no body begins before the process of the one before is dead."""
     worker = make_worker(shared_cluster, "--style", "warm", "--degree", "3")
     worker.start()
-    epoch = shared_cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     for _ in range(3):
         shared_cluster.kill_replica(worker.name)
-        epoch = shared_cluster.wait_ready(worker.name, after_epoch=epoch)
+        epoch = worker.wait_acting(after_epoch=epoch)
     begins = worker.lines("begin")
     assert [line["epoch"] for line in begins] == sorted({line["epoch"] for line in begins})
     assert len({line["pid"] for line in begins}) == 4
 
 
-def test_without_any_manager(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+def test_without_any_manager(lasting_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     """A crash is taken over even while no ReplicaManager is there at all; the degree is restored when one is back."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster)
     worker.start()
-    epoch = cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     managers = _managers(cluster)
     for pid in managers.values():
         kill(pid, signal.SIGSTOP)
@@ -120,12 +129,12 @@ def test_without_any_manager(etcd_cluster: LocalCluster, make_worker: MakeWorker
     cluster.wait_ready(worker.name, after_epoch=epoch)
 
 
-def test_an_incarnation_runs_once(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+def test_an_incarnation_runs_once(lasting_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     """A placement of a replica that has ended, written once more by a manager that does not know it yet, starts nothing."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster)
     worker.start()
-    epoch = cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     host, successor = worker.hosts()
     managers = _managers(cluster)
     for pid in managers.values():
@@ -147,9 +156,9 @@ def test_an_incarnation_runs_once(etcd_cluster: LocalCluster, make_worker: MakeW
     cluster.wait_ready(worker.name, after_epoch=epoch)
 
 
-def test_leading_manager_killed(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+def test_leading_manager_killed(lasting_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     """Kill -9 of the leading manager: another leads without waiting for a lease, nothing fails over, nothing is lost."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster)
     worker.start()
     epoch = cluster.wait_ready(worker.name)
@@ -167,9 +176,11 @@ def test_leading_manager_killed(etcd_cluster: LocalCluster, make_worker: MakeWor
 
 @pytest.mark.parametrize("by_hand", [True, False], ids=["by-hand", "spawned"])
 @pytest.mark.parametrize("style", STYLES)
-def test_killed_watchdog_comes_back(etcd_cluster: LocalCluster, make_worker: MakeWorker, style: str, *, by_hand: bool) -> None:
+def test_killed_watchdog_comes_back(
+    lasting_cluster: LocalCluster, make_worker: MakeWorker, style: str, *, by_hand: bool
+) -> None:
     """Kill -9 of every WatchDog fails nothing over: the next ones adopt what runs, and know what to do with it."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster, "--style", style)
     worker.start("host-a")
     epoch = cluster.wait_ready(worker.name)
@@ -204,9 +215,9 @@ def _standing(cluster: LocalCluster, worker: Worker) -> dict[str, tuple[object, 
     }
 
 
-def test_killed_guardian_comes_back(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+def test_killed_guardian_comes_back(lasting_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     """Kill -9 of a guardian: all that it started dies with it, and a new node there need not wait for the old leases."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster)
     cluster.run(["sleep", "600"])  # not ours: must be left alone
     worker.start("host-a")
@@ -224,18 +235,18 @@ def test_killed_guardian_comes_back(etcd_cluster: LocalCluster, make_worker: Mak
     assert cluster.wait_ready(worker.name) == epoch
 
 
-def test_node_stopped_in_order(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> None:
+def test_node_stopped_in_order(lasting_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     """SIGTERM to a node hands over what runs there: the body ends by itself, then another begins."""
-    cluster = etcd_cluster
+    cluster = lasting_cluster
     worker = make_worker(cluster, "--slow-stop", "0.1")
     worker.start("host-a")
-    epoch = cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     cluster.kill_replica(worker.name)  # now it runs where a WatchDog started it
-    epoch = cluster.wait_ready(worker.name, after_epoch=epoch)
+    epoch = worker.wait_acting(after_epoch=epoch)
     host, _ = cluster.primary(worker.name)
     cluster.hosts[host].stop()
     cluster.wait_until(lambda view: host not in view.hosts, f"{host} to leave")
-    cluster.wait_ready(worker.name, after_epoch=epoch)
+    worker.wait_acting(after_epoch=epoch)
     begin, end = worker.lines("begin")[-1], worker.lines("end")[-1]
     assert end["host"] == host != begin["host"]
     assert end["at"] < begin["at"]
@@ -246,12 +257,12 @@ def test_etcd_restarted(make_worker: MakeWorker) -> None:
     with EmbeddedEtcd() as etcd, LocalCluster(3, etcd=etcd, cluster="restart", lease_ttl_s=10) as cluster:
         worker = make_worker(cluster)
         worker.start()
-        epoch = cluster.wait_ready(worker.name)
+        epoch = worker.wait_acting()
         pid = cluster.primary(worker.name)[1]
         etcd.kill()
         etcd.start()
         cluster.kill_replica(worker.name)
-        cluster.wait_ready(worker.name, after_epoch=epoch)
+        worker.wait_acting(after_epoch=epoch)
         wait_dead(pid)
         assert len(worker.lines("begin")) == 2
 

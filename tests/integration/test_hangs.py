@@ -14,7 +14,7 @@ import pytest
 from etcdreplica.model import Event, FailureKind
 from etcdreplica.testing import LocalCluster
 from etcdreplica.words import Role
-from tests.integration.conftest import remove, wait_dead
+from tests.integration.conftest import wait_dead
 
 pytestmark = pytest.mark.integration
 PATIENT = Path(__file__).parent / "apps" / "patient.py"
@@ -65,7 +65,7 @@ def make_patient(shared_cluster: LocalCluster, tmp_path: Path) -> Iterator[Calla
     yield make
     for patient in made:
         if patient.name in shared_cluster.view.apps:
-            remove(shared_cluster, patient.name)
+            shared_cluster.remove(patient.name)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_probes(patient: Patient, port: int, illness: str, probe: str, reason: s
     assert event.failure.kind is FailureKind.HANG
     assert event.failure.reason.startswith(reason.format(port)), event.failure.reason
     assert event.failure.host == host
-    assert len(patient.events()) == 1
+    assert patient.events() == [event]
 
 
 def test_command_probe(patient: Patient, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from etcdreplica.store import Key, Kind, Put, Store, Txn
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.words import Style
 from tests.integration.apps_cli.cli_harness import cli, delete_raw, in_store, keys_of, read, read_json, the_error, unique
-from tests.integration.conftest import Worker, remove, wait_dead
+from tests.integration.conftest import Worker, wait_dead
 
 pytestmark = pytest.mark.integration
 MakeWorker = Callable[..., Worker]
@@ -60,7 +60,7 @@ def test_paused_application(shared_cluster: LocalCluster, make_worker: MakeWorke
     worker, other = make_worker(cluster, "--style", style), make_worker(cluster)
     worker.start()
     other.start("host-b")
-    epoch = cluster.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     assert pause(cluster, worker.name, "--reason", "work on the roof") == f"{worker.name} is paused\n"
     before = assigned(cluster, worker)
     assert (before.paused, before.successor, before.epoch) == (True, None, epoch)
@@ -104,7 +104,7 @@ def test_paused_application_can_be_removed(shared_cluster: LocalCluster, make_wo
     worker.start()
     epoch = cluster.wait_ready(worker.name)
     pause(cluster, worker.name)
-    remove(cluster, worker.name)
+    cluster.remove(worker.name)
     assert keys_of(cluster, worker.name) == []
     worker.start()
     assert cluster.wait_ready(worker.name) > epoch
@@ -125,7 +125,7 @@ def test_paused_cluster(etcd_cluster: LocalCluster, make_worker: MakeWorker) -> 
     before = {worker.name: assigned(cluster, worker) for worker in (one, two)}
     for worker in (one, two):
         kill_and_wait_reported(cluster, worker)
-    remove(cluster, gone.name)  # so the manager has seen what happened before
+    cluster.remove(gone.name)  # so the manager has seen what happened before
     assert {worker.name: assigned(cluster, worker) for worker in (one, two)} == before
     assert cluster.view.apps[late.name].assignment is None
     assert "paused still" in resume(cluster, one.name)

@@ -10,7 +10,7 @@ import pytest
 from etcdreplica.model import Assignment, AssignmentState
 from etcdreplica.testing import LocalCluster
 from tests.integration.apps_cli.cli_harness import cli, keys_of, leading_process, read, read_json, the_error
-from tests.integration.conftest import Worker, kill, remove
+from tests.integration.conftest import Worker, kill
 
 pytestmark = pytest.mark.integration
 MakeWorker = Callable[..., Worker]
@@ -80,7 +80,7 @@ def test_parked_is_not_started_by_anybody_else(etcd_cluster: LocalCluster, make_
     cluster.wait_ready(other.name)  # so the new manager has looked at everything
     assert assigned(cluster, worker) == parked
     assert worker.lines("begin") == []
-    remove(cluster, worker.name)
+    cluster.remove(worker.name)
     assert keys_of(cluster, worker.name) == []
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from aetcd.rpc import rpc_pb2 as rpc
 
+from etcdreplica.clock import boottime
 from etcdreplica.model import AssignmentState, FailureKind, ReplicaState
 from etcdreplica.store import EtcdOptions, Kind, Store
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
@@ -23,12 +24,13 @@ pytestmark = pytest.mark.integration
 
 
 class Stage:
-    """A cluster of three hosts of this test alone, and the worker on it."""
+    """A cluster of three hosts, and the worker on it."""
 
     def __init__(self, cluster: LocalCluster, worker: Worker) -> None:
         self.cluster = cluster
         self.worker = worker
         self.stopped: list[int] = []
+        self.ended_at: dict[str, float] = {}  # by host: when the last WatchDog that was killed could renew nothing more
 
     @property
     def app(self) -> str:
@@ -40,7 +42,7 @@ class Stage:
         self.worker.start()
         epoch = self.cluster.wait_ready(self.app)
         self.cluster.kill_replica(self.app)
-        return self.cluster.wait_ready(self.app, after_epoch=epoch)
+        return self.worker.wait_acting(after_epoch=epoch)
 
     @property
     def host(self) -> str:
@@ -61,6 +63,7 @@ class Stage:
         """SIGKILL it; return its process id."""
         pid = self.watchdog(host)
         os.kill(pid, signal.SIGKILL)
+        self.ended_at[host] = boottime()
         return pid
 
     def wait_next(self, host: str, before: int) -> int:
@@ -118,20 +121,21 @@ class Stage:
         self.cluster.wait_until(is_clean, "one primary and one backup")
 
 
-@pytest.fixture
-def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
+@pytest.fixture(scope="module")
+def lasting(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Hosts whose leases outlast several WatchDogs that are killed before they could renew them."""
     with LocalCluster(3, etcd=etcd_server, cluster=f"restart-{uuid.uuid4().hex}", lease_ttl_s=30) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def make_stage(cluster: LocalCluster, tmp_path: Path) -> Iterator[Callable[..., Stage]]:
-    """Make it with the arguments of its worker."""
+def make_stage(lasting: LocalCluster, make_worker: Callable[..., Worker], tmp_path: Path) -> Iterator[Callable[..., Stage]]:
+    """Make it with the arguments of its worker, on hosts that other tests use, too, or on a cluster that is given."""
     made: list[Stage] = []
 
-    def make(*arguments: str) -> Stage:
-        made.append(Stage(cluster, Worker(cluster, tmp_path, *arguments)))
+    def make(*arguments: str, cluster: LocalCluster = lasting) -> Stage:
+        own = cluster is not lasting  # it may have nobody left who could remove anything
+        made.append(Stage(cluster, Worker(cluster, tmp_path, *arguments) if own else make_worker(cluster, *arguments)))
         return made[-1]
 
     yield make
@@ -179,7 +183,7 @@ def test_primary_ends_while_the_watchdog_is_away(make_stage: Callable[..., Stage
     stage.while_away(host, lambda: os.kill(pid, signal.SIGKILL))
     stage.verdict(epoch, same=False)
     assert stage.kinds() == [FailureKind.EXIT, FailureKind.EXIT]
-    last = max(stage.cluster.events.values(), key=lambda event: event.failure.incarnation)
+    last = max((number, event) for (app, number), event in stage.cluster.events.items() if app == stage.app)[1]
     assert last.failure.reason == "killed by SIGKILL"
 
 
@@ -202,7 +206,7 @@ def test_body_returns_while_the_watchdog_is_away(make_stage: Callable[..., Stage
         stage.start()
     else:
         stage.worker.start()
-        stage.cluster.wait_ready(stage.app)
+        stage.worker.wait_acting()
     begun = len(stage.worker.lines("begin"))
 
     def end() -> None:
@@ -275,6 +279,8 @@ def test_hangup_to_every_node(make_stage: Callable[..., Stage]) -> None:
     for host in stage.cluster.hosts:
         pid = stage.watchdog(host)
         os.kill(stage.guardian(host), signal.SIGHUP)
+        wait_dead(pid)
+        stage.ended_at[host] = boottime()
         stage.wait_next(host, pid)
         _wait_renewed(stage, host)
     assert stage.cluster.primary(stage.app) == before
@@ -283,9 +289,9 @@ def test_hangup_to_every_node(make_stage: Callable[..., Stage]) -> None:
     stage.verdict(epoch, same=False)
 
 
-def test_no_key_is_left_of_hosts_that_stop(make_stage: Callable[..., Stage]) -> None:
+def test_no_key_is_left_of_hosts_that_stop(etcd_cluster: LocalCluster, make_stage: Callable[..., Stage]) -> None:
     """After WatchDogs were killed and replicas handed on, hosts that stop in order leave no key under a lease."""
-    stage = make_stage()
+    stage = make_stage(cluster=etcd_cluster)
     epoch = stage.start()
     for host in stage.cluster.hosts:
         stage.replace_watchdog(host)
@@ -304,22 +310,22 @@ async def _leased(cluster: LocalCluster) -> list[str]:
 
 def _wait_renewed(stage: Stage, host: str) -> None:
     """Return when the WatchDog that this host has now has renewed every lease that the one before it held."""
-    asyncio.run(_renewed(stage.cluster, host))
+    asyncio.run(_renewed(stage.cluster, host, stage.ended_at[host]))
 
 
-async def _renewed(cluster: LocalCluster, host: str) -> None:
+async def _renewed(cluster: LocalCluster, host: str, since: float) -> None:
+    """A lease of which more is left than would be if nobody had renewed it since then."""
     deadline = time.monotonic() + 2 * cluster.lease_ttl_s
     async with Store(EtcdOptions((cluster.etcd.endpoint,)), cluster.cluster) as store:
         entries = (await store.list()).entries
         leases = {entry.lease for entry in entries if entry.lease and host in entry.key.names}
         assert leases, cluster.describe()
-        lowest: dict[int, int] = {}
         while leases:
             assert time.monotonic() < deadline, f"the leases {leases} of {host} are not renewed\n{cluster.describe()}"
             for lease in list(leases):
+                unrenewed_s = cluster.lease_ttl_s - (boottime() - since)
                 answer = await store.channel.call("Lease.LeaseTimeToLive", rpc.LeaseTimeToLiveRequest(ID=lease))
                 assert answer.TTL > 0, cluster.describe()
-                lowest[lease] = min(answer.TTL, lowest.get(lease, answer.TTL))
-                if lowest[lease] < answer.TTL:
+                if unrenewed_s < answer.TTL:  # it is in whole seconds, rounded down
                     leases.remove(lease)
-            await asyncio.sleep(0.2)  # etcd tells nobody of a renewal
+            await asyncio.sleep(0.1)  # etcd tells nobody of a renewal

@@ -36,7 +36,7 @@ def test_cut_off_backup(network: Network, lab: LocalCluster, tmp_path: Path) -> 
     """The primary does not notice; the cut-off backup ends, and its place is filled again when the cable is back."""
     worker = Worker(lab, tmp_path, "--degree", "3")
     worker.start("host-a")
-    epoch = lab.wait_ready(worker.name)
+    epoch = worker.wait_acting()
     backup = worker.hosts()[1]
     before = lab.view.apps[worker.name].replicas[backup]
     assert before.pid is not None

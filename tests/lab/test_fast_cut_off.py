@@ -48,8 +48,9 @@ def test_cut_off_primary(network: Network, fast_lab: LocalCluster, tmp_path: Pat
     worker.wait_lines(lambda lines: any(line["epoch"] > epoch for line in lines), "a body elsewhere")
     assert Path(f"/proc/{pid}").exists()  # the overlap that the documentation tells of
     wait_dead(pid)
+    fast_lab.wait_until(lambda view: host not in view.hosts, "its own lease to end")  # that of the copy may end earlier
     network.mend(host)
-    fast_lab.wait_until(lambda view: view.hosts.get(host) is not None and view.hosts[host].session != session, "it to be back")
+    fast_lab.wait_until(lambda view: host in view.hosts and view.hosts[host].session != session, "it to be back")
     fast_lab.wait_ready(worker.name, after_epoch=epoch)
     assert max(line["epoch"] for line in worker.lines() if line["host"] == host) == epoch
 

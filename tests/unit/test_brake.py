@@ -183,6 +183,15 @@ def test_hosts_absent_at_first_count() -> None:
     assert absent(Occupancy(), world) == {"a"}
 
 
+def test_what_a_new_superwatchdog_has_not_seen_may_have_run() -> None:
+    """The leases of lost hosts end one by one: when it is elected, that of a replica has ended and its host's has not."""
+    world, occupancy = placed("a", "b"), Occupancy()
+    world.commit(("replicas", (APP, "b"), None))
+    assert absent(occupancy, world) == set()
+    world.lose("b")
+    assert absent(occupancy, world) == {"b"}
+
+
 def test_a_seat_that_was_never_used_does_not_count() -> None:
     """It was given to a host that was on its way out."""
     world, occupancy = placed("a", "b"), Occupancy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -62,11 +63,21 @@ def serve(server: socket.socket) -> None:
                 client.sendall(b"HTTP/1.0 503 Ill\r\n\r\n" if falls_ill.is_set() else b"HTTP/1.0 200 OK\r\n\r\n")
 
 
+def listen(replica: Replica) -> socket.socket:
+    """Listen on the port. The hosts are one machine here, and what a killed copy held is free a moment after its end."""
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", options.port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or replica.wait(0.005):
+                raise
+
+
 def body(replica: Replica) -> None:
     """Do nothing but to be there."""
     server = None
     if options.port:
-        server = socket.create_server(("127.0.0.1", options.port))
+        server = listen(replica)
         threading.Thread(target=serve, args=(server,), daemon=True).start()
     while not replica.stopping:
         if options.illness == "no_heartbeat":

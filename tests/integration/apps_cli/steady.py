@@ -37,7 +37,7 @@ def main(replica: Replica) -> None:
     if options.body == "return":
         return
     replica.advertise(f"demo://{replica.host}")
-    while not replica.wait(60.0) or options.body == "stubborn":
+    while not replica.wait(1.0) or options.body == "stubborn":
         replica.heartbeat()
 
 

@@ -1,0 +1,129 @@
+"""Where the tests of one primary and of calm act: a cluster, an application that claims to be primary, and a witness."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+
+from etcdreplica.clock import boottime
+from etcdreplica.model import Event
+from etcdreplica.testing import LocalCluster
+from etcdreplica.testing.processes import descendants
+from etcdreplica.testing.witness import Witness
+
+CLAIMANT = Path(__file__).parent / "apps" / "claimant.py"
+PATIENCE_S = 60.0
+_numbers = itertools.count()
+
+
+class Stage:
+    """A cluster, the application under a name of its own on two of its hosts, and the witness."""
+
+    def __init__(self, cluster: LocalCluster, directory: Path) -> None:
+        self.cluster = cluster
+        self.app = f"claimant-{next(_numbers)}"
+        self.witness = Witness(directory / "claims")
+        self.gil = directory / "hold-gil"
+        self.stopped: list[int] = []
+        self._hit: set[str] = set()
+
+    def start(self, *arguments: str, spawned: bool = True) -> None:
+        """Start it; with `spawned`, make its primary one that a guardian has started."""
+        words = ("--name", self.app, "--claims", str(self.witness.path), "--hold-gil", str(self.gil))
+        self.cluster.start(CLAIMANT, *words, *arguments)
+        epoch = self.cluster.wait_ready(self.app)
+        if spawned:
+            self.cluster.kill_replica(self.app)
+            self.cluster.wait_ready(self.app, after_epoch=epoch)
+
+    def leave(self) -> None:
+        """Leave the cluster as it was: without the application, and with nodes that nothing has happened to."""
+        self.go_on()
+        for host in self._hit:
+            self.cluster.hosts[host].kill()
+            self.cluster.restart(host)
+        if self.app in self.cluster.view.apps:
+            self.cluster.remove(self.app)
+
+    def hit(self) -> str:
+        """Return the host of the primary, of which nothing can be expected after what follows."""
+        host = self.host
+        self._hit.add(host)
+        return host
+
+    @property
+    def host(self) -> str:
+        """The host of the primary."""
+        return self.cluster.primary(self.app)[0]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the assignment."""
+        assignment = self.cluster.view.apps[self.app].assignment
+        assert assignment is not None
+        return assignment.epoch
+
+    def watchdog(self) -> int:
+        """Return the process id of the WatchDog of the primary's host."""
+        return self.cluster.view.hosts[self.host].host.pid
+
+    def guardian(self) -> int:
+        """Return that of its guardian."""
+        process = self.cluster.hosts[self.host].process
+        assert process is not None
+        return process.pid
+
+    def manager(self) -> int:
+        """Return that of the leading manager."""
+        leader = self.cluster.leaders["manager"]
+        process = self.cluster.hosts[leader].process
+        assert process is not None
+        return next(
+            pid for pid in descendants(process.pid) if b"manager" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        )
+
+    def etcd(self) -> int:
+        """Return that of etcd."""
+        process = self.cluster.etcd.process
+        assert process is not None
+        return process.pid
+
+    def stop(self, pid: int) -> None:
+        """SIGSTOP a process; it is continued at the end at the latest."""
+        os.kill(pid, signal.SIGSTOP)
+        self.stopped.append(pid)
+
+    def go_on(self) -> None:
+        """SIGCONT what was stopped, if it still is."""
+        while self.stopped:
+            pid = self.stopped.pop()
+            if Path(f"/proc/{pid}").exists():
+                os.kill(pid, signal.SIGCONT)
+
+    def wait_acting(self, after_epoch: int) -> None:
+        """Wait until a primary of a later epoch has acted."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(reign.epoch > after_epoch for reign in self.witness.reigns(self.app)):
+            assert time.monotonic() < deadline, f"no later primary acts\n{self.cluster.describe()}"
+            time.sleep(0.02)  # a file raises no event
+
+    def still_acting(self, seconds: float) -> None:
+        """Wait until the primary has acted for so long from now on."""
+        reigning = self.witness.reigns(self.app)[-1]
+        until = boottime() + seconds
+        deadline = time.monotonic() + seconds + 30
+        while self.witness.reigns(self.app)[-1].end < until:
+            assert time.monotonic() < deadline, self.cluster.describe()
+            time.sleep(0.05)  # a file raises no event
+        assert self.witness.reigns(self.app)[-1].epoch == reigning.epoch, self.events()
+
+    def events(self) -> list[Event]:
+        """Return its history so far."""
+        return [event for (app, _), event in list(self.cluster.events.items()) if app == self.app]
+
+    def verdict(self) -> None:
+        """No two at a time, and epochs only grew."""
+        assert self.witness.violations() == []

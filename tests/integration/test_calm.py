@@ -1,0 +1,128 @@
+"""Calm: faults that nobody may notice, with real processes and signals, and the same outside witness of who acted when."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from etcdreplica.model import FailureKind
+from etcdreplica.testing import LocalCluster
+from tests.integration.conftest import LASTING_TTL_S
+from tests.integration.stage import Stage
+
+pytestmark = pytest.mark.integration
+DAY_S = 86400.0
+ALL_LEASES_S = LASTING_TTL_S + 1.5  # by then every lease has ended that nobody has renewed, and what follows has happened
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[LocalCluster]:
+    """Three hosts with the default TTL, on an etcd of their own: some tests stop it."""
+    with LocalCluster(3, lease_ttl_s=LASTING_TTL_S) as cluster:
+        yield cluster
+
+
+def _kill_watchdog(stage: Stage) -> None:
+    os.kill(stage.watchdog(), signal.SIGKILL)
+
+
+def _replace_watchdog(stage: Stage) -> None:
+    os.kill(stage.guardian(), signal.SIGHUP)
+
+
+def _kill_manager(stage: Stage) -> None:
+    os.kill(stage.manager(), signal.SIGKILL)
+
+
+def _stop_manager(stage: Stage) -> None:
+    stage.stop(stage.manager())
+
+
+def _pause_watchdog(stage: Stage) -> None:
+    _briefly(stage.watchdog())
+
+
+def _pause_etcd(stage: Stage) -> None:
+    _briefly(stage.etcd())
+
+
+def _briefly(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.6)  # the fault itself: shorter than what is left of any lease
+    os.kill(pid, signal.SIGCONT)
+
+
+UNNOTICED: dict[str, Callable[[Stage], None]] = {
+    "WatchDog killed": _kill_watchdog,
+    "WatchDog replaced": _replace_watchdog,
+    "manager killed": _kill_manager,
+    "manager stopped": _stop_manager,
+    "WatchDog stopped for less than the TTL": _pause_watchdog,
+    "etcd stopped for less than the TTL": _pause_etcd,
+}
+
+
+@pytest.mark.parametrize("fault", UNNOTICED)
+@pytest.mark.parametrize("spawned", [True, False], ids=["spawned", "by hand"])
+def test_faults_that_nobody_notices(stage: Stage, fault: str, spawned: bool) -> None:
+    """The same copy goes on as primary, past the end of every lease it had."""
+    stage.start("--style", "warm", spawned=spawned)
+    UNNOTICED[fault](stage)
+    stage.still_acting(ALL_LEASES_S)
+    stage.verdict()
+
+
+def test_a_stall_of_everything_is_no_hang(tmp_path: Path) -> None:
+    """WatchDog and application stopped together for longer than the hang timeout, and less than the TTL: nobody is blamed."""
+    with LocalCluster(2, lease_ttl_s=10) as cluster:
+        stage = Stage(cluster, tmp_path)
+        stage.start("--style", "warm", "--hang-timeout", "1")
+        pids = (stage.watchdog(), cluster.primary(stage.app)[1])
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(3)  # the fault itself
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        stage.still_acting(3)
+        stage.verdict()
+        assert not any(event.failure.kind is FailureKind.HANG for event in stage.events())
+
+
+JUMPY = """
+import pathlib, sys, time
+real, by = time.time, pathlib.Path({by!r})
+def jumpy():
+    grpc = sys._getframe(1).f_globals["__name__"].startswith("grpc")  # it adds a timeout, and its C code takes it off again
+    return real() + (0 if grpc else float(by.read_text()))
+time.time = jumpy
+"""
+
+
+def test_the_wall_clock_jumps(tmp_path: Path) -> None:
+    """A day ahead, then a day behind, in every process of every host: nobody notices, and a crash is dealt with as ever."""
+    by, modules = tmp_path / "by", tmp_path / "modules"
+    by.write_text("0")
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(JUMPY.format(by=str(by)))
+    names = ("host-a", "host-b", "host-c")
+    prefixes = dict.fromkeys(names, ("env", f"PYTHONPATH={modules}"))
+    with LocalCluster(names, prefixes=prefixes, lease_ttl_s=LASTING_TTL_S) as cluster:
+        stage = Stage(cluster, tmp_path)
+        stage.start("--style", "warm", "--hang-timeout", "1")
+        before = stage.epoch
+        for jump_s in (DAY_S, -DAY_S):
+            (tmp_path / "next").write_text(str(jump_s))
+            (tmp_path / "next").rename(by)
+            stage.still_acting(ALL_LEASES_S)
+        assert stage.epoch == before
+        cluster.kill_replica(stage.app)
+        stage.wait_acting(before)
+        cluster.wait_ready(stage.app, after_epoch=before)
+        stage.verdict()
+        last = max(stage.events(), key=lambda event: event.failure.epoch)
+        assert last.failure.wall < time.time() - DAY_S / 2  # they did see another time
