@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from etcdreplica.model import Stamp
 from etcdreplica.words import check_name
 
 MAX_SIZE = 1 << 40
+HEAR_OUT_S = 2.0  # whoever is refused while still sending may miss why: gRPC tells them of a broken stream instead
 _SERVER_OPTIONS = (
     *OPTIONS,
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error
@@ -71,7 +73,13 @@ class ExchangeServer:
         except (StopAsyncIteration, CheckpointError):
             return pb.OfferReply(status=pb.OfferReply.FAILED, reason="nothing came")
         following = ((message.piece.first, message.piece.data) async for message in messages)
-        return await self._hold(head, lambda holding, manifest: holding.receive(manifest, following))
+        reply = await self._hold(head, lambda holding, manifest: holding.receive(manifest, following))
+        if reply.status != pb.OfferReply.HELD:
+            with contextlib.suppress(TimeoutError, CheckpointError):
+                async with asyncio.timeout(HEAR_OUT_S):
+                    async for _ in messages:
+                        pass
+        return reply
 
     async def _hold(self, request: Any, hold: Callable[[Holding, Manifest], Awaitable[None]]) -> Any:
         manifest = from_message(request.manifest)
