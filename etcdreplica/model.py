@@ -347,7 +347,7 @@ class Checkpoint:
 class Server:
     """The CheckpointServer of a host, written by itself under a lease of its own.
 
-    `damaged`: by application, the last checkpoint that was found damaged on its disk, and how.
+    `damaged`: by application, the last checkpoint that was found damaged on its disk, and how, until a newer one is there.
     """
 
     address: str  # HOST:PORT where it answers its peers

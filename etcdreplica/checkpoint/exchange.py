@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -11,15 +12,16 @@ import grpc
 from etcdreplica.checkpoint import exchange_pb2 as pb
 from etcdreplica.checkpoint import exchange_pb2_grpc as stubs
 from etcdreplica.checkpoint.bandwidth import Bandwidth
-from etcdreplica.checkpoint.format import DIGEST, chunk_count
+from etcdreplica.checkpoint.format import DIGEST, Manifest, chunk_count
 from etcdreplica.checkpoint.holding import Context, Holding, Source
-from etcdreplica.checkpoint.peers import INLINE, OPTIONS, from_message, pieces, span_bytes, to_message
+from etcdreplica.checkpoint.peers import INLINE, OPTIONS, SILENCE_S, from_message, pieces, span_bytes, to_message
 from etcdreplica.daemon.tls import PeerTls
 from etcdreplica.errors import CheckpointError, StaleEpochError, UsageError
 from etcdreplica.model import Stamp
 from etcdreplica.words import check_name
 
 MAX_SIZE = 1 << 40
+HEAR_OUT_S = 2.0  # whoever is refused while still sending may miss why: gRPC tells them of a broken stream instead
 _SERVER_OPTIONS = (
     *OPTIONS,
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error
@@ -54,6 +56,32 @@ class ExchangeServer:
 
     async def Offer(self, request: Any, context: Any) -> Any:  # noqa: N802  (the names in the .proto)
         """Hold a checkpoint, and answer when it is durable here."""
+
+        async def hold(holding: Holding, manifest: Manifest) -> None:
+            if manifest.size <= INLINE:
+                await holding.take(manifest, request.data)
+            else:
+                await holding.pull(request.host, manifest)
+
+        return await self._hold(request, hold)
+
+    async def Put(self, requests: AsyncIterator[Any], context: Any) -> Any:  # noqa: N802
+        """Hold a checkpoint that comes piece by piece, and answer when it is durable here."""
+        messages = _in_time(requests)
+        try:
+            head = await anext(messages)
+        except (StopAsyncIteration, CheckpointError):
+            return pb.OfferReply(status=pb.OfferReply.FAILED, reason="nothing came")
+        following = ((message.piece.first, message.piece.data) async for message in messages)
+        reply = await self._hold(head, lambda holding, manifest: holding.receive(manifest, following))
+        if reply.status != pb.OfferReply.HELD:
+            with contextlib.suppress(TimeoutError, CheckpointError):
+                async with asyncio.timeout(HEAR_OUT_S):
+                    async for _ in messages:
+                        pass
+        return reply
+
+    async def _hold(self, request: Any, hold: Callable[[Holding, Manifest], Awaitable[None]]) -> Any:
         manifest = from_message(request.manifest)
         try:
             check_name("application name", manifest.app)
@@ -63,10 +91,7 @@ class ExchangeServer:
             if holding.placement is None:
                 raise CheckpointError(f"{self._context.host} has no seat of {manifest.app}, or does not know of it yet")
             holding.fence(request.epoch)
-            if manifest.size <= INLINE:
-                await holding.take(manifest, request.data)
-            else:
-                await holding.pull(request.host, manifest)
+            await hold(holding, manifest)
         except StaleEpochError as error:
             return pb.OfferReply(status=pb.OfferReply.STALE, reason=str(error))
         except (CheckpointError, UsageError) as error:
@@ -81,8 +106,9 @@ class ExchangeServer:
                 holding.fence(request.epoch)
             except StaleEpochError as error:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        holds = holding.holds()
-        return pb.HaveReply(manifests=[to_message(m, whole=not i) for i, m in enumerate(holds.manifests)], lost=holds.lost)
+        holds, whole = holding.holds(), request.whole
+        told = [to_message(m, whole=whole or not i) for i, m in enumerate(holds.manifests)]
+        return pb.HaveReply(manifests=told, lost=holds.lost)
 
     async def Fetch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Send chunks; the next piece is read while one is on its way."""
@@ -135,3 +161,16 @@ class ExchangeServer:
             return Source.of(stored) if stored is not None else None
         except OSError:
             return None
+
+
+async def _in_time(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """Yield what comes. Raises CheckpointError when nothing does for too long: whoever sends holds up others."""
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                message = await anext(messages)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise CheckpointError("nothing more came") from None
+        yield message

@@ -39,6 +39,11 @@ class ExchangeStub:
                 request_serializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.OfferRequest.SerializeToString,
                 response_deserializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.OfferReply.FromString,
                 _registered_method=True)
+        self.Put = channel.stream_unary(
+                '/etcdreplica.checkpoint.v1.Exchange/Put',
+                request_serializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.PutRequest.SerializeToString,
+                response_deserializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.OfferReply.FromString,
+                _registered_method=True)
         self.Have = channel.unary_unary(
                 '/etcdreplica.checkpoint.v1.Exchange/Have',
                 request_serializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.HaveRequest.SerializeToString,
@@ -61,6 +66,13 @@ class ExchangeServicer:
 
     def Offer(self, request, context):
         """Hold this checkpoint. Answered when it is durable there; a large one is fetched from the host that offers it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Put(self, request_iterator, context):
+        """Hold this checkpoint, which follows. Answered when it is durable there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +105,11 @@ def add_ExchangeServicer_to_server(servicer, server):
             'Offer': grpc.unary_unary_rpc_method_handler(
                     servicer.Offer,
                     request_deserializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.OfferRequest.FromString,
+                    response_serializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.OfferReply.SerializeToString,
+            ),
+            'Put': grpc.stream_unary_rpc_method_handler(
+                    servicer.Put,
+                    request_deserializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.PutRequest.FromString,
                     response_serializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.OfferReply.SerializeToString,
             ),
             'Have': grpc.unary_unary_rpc_method_handler(
@@ -137,6 +154,33 @@ class Exchange:
             target,
             '/etcdreplica.checkpoint.v1.Exchange/Offer',
             etcdreplica_dot_checkpoint_dot_exchange__pb2.OfferRequest.SerializeToString,
+            etcdreplica_dot_checkpoint_dot_exchange__pb2.OfferReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Put(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/etcdreplica.checkpoint.v1.Exchange/Put',
+            etcdreplica_dot_checkpoint_dot_exchange__pb2.PutRequest.SerializeToString,
             etcdreplica_dot_checkpoint_dot_exchange__pb2.OfferReply.FromString,
             options,
             channel_credentials,

@@ -44,7 +44,10 @@ class Stored:
 
 
 class Files:
-    """Those of one host. `keep`: how many of each application stay. `on_damage` is told the application and what is wrong."""
+    """Those of one host. `keep`: how many of each application stay.
+
+    `on_damage` is told the application and what is wrong; nothing once a newer checkpoint has made it good.
+    """
 
     def __init__(self, directory: Path, keep: int, on_damage: Callable[[str, str], None] = lambda *_: None) -> None:
         self._directory = directory
@@ -62,6 +65,7 @@ class Files:
                 if directory.is_dir() and NAME.fullmatch(directory.name):
                     for path in directory.glob(f"*{DAMAGED}"):
                         self._note_damage(directory.name, path)
+                        self._on_damage(directory.name, f"{_stamp_of(path) or path.stem}: it was put aside")
                     self._known[directory.name] = dict(self._scan(directory))
 
     def _scan(self, directory: Path) -> Iterator[tuple[Stamp, Stored]]:
@@ -130,12 +134,12 @@ class Files:
         self._note_damage(app, path)
         with contextlib.suppress(OSError):
             path.rename(path.with_suffix(DAMAGED))
-        self._on_damage(app, f"{path.stem}: {what}")
+        self._on_damage(app, f"{_stamp_of(path) or path.stem}: {what}")
 
     def _note_damage(self, app: str, path: Path) -> None:
-        with contextlib.suppress(ValueError):
-            epoch, _, sequence = path.stem.partition("-")
-            self._damaged[app] = max(Stamp(int(epoch), int(sequence)), self._damaged.get(app, NOTHING))
+        stamp = _stamp_of(path)
+        if stamp is not None:
+            self._damaged[app] = max(stamp, self._damaged.get(app, NOTHING))
 
     def draft(self, manifest: Manifest) -> Draft:
         """Begin to write a checkpoint. Raises StorageError."""
@@ -153,12 +157,15 @@ class Files:
             known = self._known.setdefault(app, {})
             known[stored.manifest.stamp] = stored
             old = [known.pop(stamp).path for stamp in sorted(known, reverse=True)[self._keep :]]
-            if app in self._damaged and self._damaged[app] < stored.manifest.stamp:
+            mended = app in self._damaged and self._damaged[app] < stored.manifest.stamp
+            if mended:
                 del self._damaged[app]
                 old += stored.path.parent.glob(f"*{DAMAGED}")
         for path in old:
             with contextlib.suppress(OSError):
                 path.unlink()
+        if mended:
+            self._on_damage(app, "")
 
     def forget(self, app: str) -> None:
         """Remove everything of an application."""
@@ -282,6 +289,12 @@ def read(path: Path) -> Stored:
     finally:
         os.close(fd)
     return Stored(manifest, path, begin)
+
+
+def _stamp_of(path: Path) -> Stamp | None:
+    """Return which checkpoint a file's name says it is."""
+    epoch, _, sequence = path.stem.partition("-")
+    return Stamp(int(epoch), int(sequence)) if epoch.isdecimal() and sequence.isdecimal() else None
 
 
 def flush_directory(directory: Path) -> None:

@@ -61,7 +61,11 @@ class Manifest:
 
     def chunk(self, index: int) -> bytes:
         """The digest of one chunk."""
-        return self.digests[DIGEST * index : DIGEST * (index + 1)]
+        return self.run(index, 1)
+
+    def run(self, first: int, count: int) -> bytes:
+        """The digests of chunks that follow each other."""
+        return self.digests[DIGEST * first : DIGEST * (first + count)]
 
     def length(self, index: int) -> int:
         """How many bytes one chunk has."""

@@ -180,6 +180,21 @@ class Holding:
             await self._in_thread(manifest.size, draft.commit)
             self._tell()
 
+    async def receive(self, manifest: Manifest, pieces: AsyncIterator[tuple[int, bytes]]) -> None:
+        """Store a checkpoint that must be newer than those here, as its pieces come, in order. Raises CheckpointError."""
+        context = self._context
+        async with context.slots, self._writing:
+            if manifest.stamp <= self.stamp:
+                raise CheckpointError(f"{context.host} holds {self.stamp} already")
+            draft = await self._in_thread(manifest.size, lambda: context.files.draft(manifest))
+            try:
+                await self._write(draft.put, in_order(pieces), manifest, manifest.count)
+            except BaseException:
+                draft.discard()
+                raise
+            await self._in_thread(manifest.size, draft.commit)
+            self._tell()
+
     async def _write(
         self, put: Callable[[int, bytes], None], pieces: AsyncIterator[tuple[int, bytes]], manifest: Manifest, wanted: int
     ) -> None:
@@ -305,3 +320,12 @@ class Holding:
         files = self._context.files
         stored = [s.manifest for s in files.all(self.app) if s.manifest.stamp.epoch >= self.born]
         return Holds(tuple(stored), files.has_lost(self.app))
+
+
+async def in_order(pieces: AsyncIterator[tuple[int, bytes]], at: int = 0) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield pieces that follow each other, from chunk `at` on. Raises CheckpointError when one does not."""
+    async for first, data in pieces:
+        if first != at:
+            raise CheckpointError(f"chunk {first} came where chunk {at} belongs")
+        yield first, data
+        at += chunk_count(len(data))

@@ -27,7 +27,7 @@ INLINE = 256 << 10  # bytes: a state up to this size travels with its offer
 PIECE = 16  # chunks in one message: 1 MiB
 SMALL_S = 2.0  # for an offer with its state
 PING_S = 5.0
-FETCH_SILENCE_S = 15.0  # a fetch from which nothing has come for so long has failed; the bandwidth may be limited
+SILENCE_S = 15.0  # a transfer of which nothing has come for so long has failed; the bandwidth may be limited
 OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
@@ -101,15 +101,35 @@ class Peers:
         inline = data is not None
         with _translated(address):
             reply = await self._stub(address).Offer(request, timeout=SMALL_S if inline else None, wait_for_ready=inline)
-        if reply.status == pb.OfferReply.STALE:
-            raise StaleEpochError(reply.reason)
-        if reply.status != pb.OfferReply.HELD:
-            raise CheckpointError(reply.reason)
+        _check(reply)
 
-    async def have(self, address: str, app: str, epoch: int, timeout_s: float) -> Holds:
-        """Return what a peer holds of an application, and have it refuse older epochs from now on. Raises CheckpointError."""
+    async def put(self, address: str, epoch: int, manifest: Manifest, data: AsyncIterator[tuple[int, bytes]]) -> None:
+        """Send a peer a checkpoint to hold, in order; return when it does durably. Raises StaleEpochError, CheckpointError."""
         with _translated(address):
-            reply = await self._stub(address).Have(pb.HaveRequest(app=app, epoch=epoch), timeout=timeout_s)
+            call = self._stub(address).Put()
+            try:
+                await call.write(pb.PutRequest(manifest=to_message(manifest), epoch=epoch))
+                async for first, piece in data:
+                    async with asyncio.timeout(SILENCE_S):
+                        await call.write(pb.PutRequest(piece=pb.Piece(first=first, data=piece)))
+                await call.done_writing()
+            except asyncio.InvalidStateError:
+                pass  # it has answered already
+            except TimeoutError:
+                raise CheckpointError(f"{address} stopped receiving") from None
+            except BaseException:
+                call.cancel()
+                raise
+            _check(await call)
+
+    async def have(self, address: str, app: str, epoch: int, timeout_s: float, *, whole: bool = False) -> Holds:
+        """Return what a peer holds of an application, and have it refuse older epochs from now on. Raises CheckpointError.
+
+        Only the newest manifest has its digests, unless those of all are wanted (`whole`).
+        """
+        with _translated(address):
+            request = pb.HaveRequest(app=app, epoch=epoch, whole=whole)
+            reply = await self._stub(address).Have(request, timeout=timeout_s)
         return Holds(tuple(from_message(message) for message in reply.manifests), reply.lost)
 
     async def fetch(self, address: str, manifest: Manifest, chunks: Sequence[int]) -> AsyncGenerator[tuple[int, bytes], None]:
@@ -121,7 +141,7 @@ class Peers:
             call = self._stub(address).Fetch(request)
             try:
                 while True:
-                    async with asyncio.timeout(FETCH_SILENCE_S):
+                    async with asyncio.timeout(SILENCE_S):
                         piece = await call.read()
                     if piece is grpc.aio.EOF:
                         return
@@ -164,6 +184,14 @@ def span_bytes(manifest: Manifest, first: int, count: int) -> tuple[int, int]:
     """Return where a run of chunks begins in the state, and its length in bytes."""
     begin = CHUNK * first
     return begin, min(CHUNK * count, manifest.size - begin)
+
+
+def _check(reply: Any) -> None:
+    """Raise what a peer has answered instead of holding a checkpoint."""
+    if reply.status == pb.OfferReply.STALE:
+        raise StaleEpochError(reply.reason)
+    if reply.status != pb.OfferReply.HELD:
+        raise CheckpointError(reply.reason)
 
 
 @contextlib.contextmanager

@@ -142,7 +142,9 @@ class CheckpointServer:
 
     def _on_damage(self, app: str, what: str) -> None:
         def note() -> None:
-            self._damaged[app] = what
+            self._damaged.pop(app, None)
+            if what:
+                self._damaged[app] = what
             self._announce.set()
 
         if self._loop is not None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "pause": "pause",
     "resume": "pause",
     "remove": "remove",
+    "checkpoints": "checkpoints",
     "demo": "demo",
     "bench": "bench",
 }

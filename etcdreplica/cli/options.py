@@ -17,6 +17,7 @@ from etcdreplica.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
     from etcdreplica.daemon.settings import NodeSettings
+    from etcdreplica.daemon.tls import PeerTls
     from etcdreplica.store import EtcdOptions, Store
 
 CHECKPOINT_OPTIONS = ("checkpoint_listen", "checkpoint_keep", "checkpoint_mib_s")
@@ -146,6 +147,11 @@ def connection_options(function: F) -> F:
     return _all(_CONNECTION)(function)
 
 
+def peer_options(function: F) -> F:
+    """Add the options that reach the hosts themselves, the connection included."""
+    return _all((*_CONNECTION, *_PEER_TLS))(function)
+
+
 def host_options(function: F) -> F:
     """Add the options of a host's daemon, the connection included."""
     return _all((*_CONNECTION, *_HOST, *_PEER_TLS, *_TIMING))(function)
@@ -172,10 +178,16 @@ def etcd_options(
     )
 
 
+def peer_tls(peer_ca: str | None, peer_cert: str | None, peer_key: str | None, **_: Any) -> PeerTls:
+    """Build it from a command's parameters. Raises ConfigurationError."""
+    from etcdreplica.daemon.tls import PeerTls
+
+    return PeerTls(peer_ca, peer_cert, peer_key)
+
+
 def node_settings(labels: tuple[str, ...] = (), **options: Any) -> NodeSettings:
     """Build them from the parameters that the command has. Raises ConfigurationError or UsageError."""
     from etcdreplica.daemon.settings import NodeSettings
-    from etcdreplica.daemon.tls import PeerTls
 
     timing = preset(options["timing"], options["lease_ttl_s"])
     pairs = [label.partition("=") for label in labels]
@@ -187,7 +199,7 @@ def node_settings(labels: tuple[str, ...] = (), **options: Any) -> NodeSettings:
         etcd=evolve(etcd_options(**options), timeout_s=timing.timeout_s),
         timing=timing,
         labels={key: value for key, _, value in pairs},
-        peer_tls=PeerTls(options["peer_ca"], options["peer_cert"], options["peer_key"]),
+        peer_tls=peer_tls(**options),
         **{name: options[name] for name in (*given, *CHECKPOINT_OPTIONS) if options.get(name) is not None},
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from etcdreplica.cli.options import connection_options, output_option, with_store
+from etcdreplica.cli.texts import size_text, table, when
 from etcdreplica.errors import EtcdReplicaError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def list_command(output: str, **options: Any) -> None:
     if output == "json":
         click.echo(json.dumps(picture["applications"], indent=2))
         return
-    _table(
+    table(
         ["name", "style", "degree", "state", "primary"],
         [[a["name"], a["style"], a["degree"], _state(a), a["primary"]] for a in picture["applications"]],
         empty="no application is registered",
@@ -64,7 +66,7 @@ def status_command(output: str, names: tuple[str, ...], **options: Any) -> None:
         for replica in app["replicas"] or [{}]:
             rows.append([*first, *(replica.get(key) for key in ("host", "role", "state", "pid", "endpoint"))])
             first = [None] * 5
-    _table(
+    table(
         ["name", "style", "degree", "state", "epoch", "host", "role", "replica", "pid", "endpoint"],
         rows,
         empty="no application",
@@ -75,11 +77,12 @@ def status_command(output: str, names: tuple[str, ...], **options: Any) -> None:
             click.echo(f"{app['name']}: {host} cannot run it: {error}")
         for error in app["corrupt"]:
             click.echo(f"{app['name']}: {error}; left alone until it is mended or deleted with etcdctl")
+        _tell_damage(app)
     _tell_pause(picture["pause"])
     if not names:
         click.echo()
         hosts = [[h["name"], h["address"], h["replicas"], h["capacity"], h["labels"], h["version"]] for h in picture["hosts"]]
-        _table(["host", "address", "replicas", "capacity", "labels", "version"], hosts, empty="no host is up")
+        table(["host", "address", "replicas", "capacity", "labels", "version"], hosts, empty="no host is up")
         for role, holder in picture["leaders"].items():
             click.echo(f"leader of {role}: {holder or 'none'}")
 
@@ -117,12 +120,14 @@ def describe_command(output: str, name: str, **options: Any) -> None:
         if pause:
             click.echo(f"{'pause:':<12}{_pause_text(pause)}")
     click.echo(f"{'program:':<12}{' '.join(app['program']['argv'])}  (in {app['program']['cwd']})")
+    click.echo(f"{'checkpoint:':<12}{_checkpoint_text(app['checkpoint'])}")
+    _tell_damage(app)
     keys = ["host", "role", "state", "epoch", "pid", "endpoint"]
-    _table(keys, [[replica.get(key) for key in keys] for replica in app["replicas"]], empty="no replica")
+    table(keys, [[replica.get(key) for key in keys] for replica in app["replicas"]], empty="no replica")
     for event in app["history"]:
         failure = event["failure"]
         click.echo(
-            f"{_time(event['wall'])}  {failure['host']} {failure['role']} {failure['kind']}: "
+            f"{when(event['wall'])}  {failure['host']} {failure['role']} {failure['kind']}: "
             f"{failure['reason']}; {event['action']}"
         )
         for line in failure["evidence"].splitlines():
@@ -182,6 +187,8 @@ def _application(view: ClusterView, app: AppView) -> dict[str, Any]:
         "primary": assignment.primary.host if assignment and assignment.primary else None,
         "successor": assignment.successor if assignment else None,
         "replicas": _replicas(view, app),
+        "checkpoint": _plain(app.own_checkpoint) if app.own_checkpoint else None,
+        "damaged": damages(view, app.name),
     }
 
 
@@ -200,9 +207,19 @@ def _chosen(applications: list[dict[str, Any]], names: tuple[str, ...]) -> list[
     known = {app["name"]: app for app in applications}
     unknown = [name for name in names if name not in known]
     if unknown:
-        there = f"registered are: {', '.join(known)}" if known else "none is registered"
-        raise EtcdReplicaError(f"no application {', '.join(unknown)} ({there})")
+        raise no_application(unknown, known)
     return [known[name] for name in names] if names else applications
+
+
+def no_application(unknown: Iterable[str], known: Collection[str]) -> EtcdReplicaError:
+    """Return what to raise for names that are not registered."""
+    there = f"registered are: {', '.join(known)}" if known else "none is registered"
+    return EtcdReplicaError(f"no application {', '.join(unknown)} ({there})")
+
+
+def damages(view: ClusterView, app: str) -> dict[str, str]:
+    """Return, by host, which checkpoint of an application was found damaged last, and how."""
+    return {host: server.damaged[app] for host, server in sorted(view.servers.items()) if app in server.damaged}
 
 
 def _plain(record: Any) -> dict[str, Any]:
@@ -225,33 +242,23 @@ def _tell_reasons(app: dict[str, Any]) -> None:
         click.echo(f"{app['name']}: paused {_pause_text(app['pause'])}")
 
 
+def _tell_damage(app: dict[str, Any]) -> None:
+    for host, what in app["damaged"].items():
+        click.echo(f"{app['name']}: warning: {host} has found a checkpoint damaged, {what}")
+
+
+def _checkpoint_text(checkpoint: dict[str, Any] | None) -> str:
+    if checkpoint is None:
+        return "none"
+    stamp, size = f"{checkpoint['epoch']}.{checkpoint['sequence']}", size_text(checkpoint["size"])
+    return f"{stamp}, {size}, of {when(checkpoint['wall'])}, on {', '.join(checkpoint['holders']) or 'no host'}"
+
+
 def _tell_pause(pause: dict[str, Any] | None) -> None:
     if pause:
         click.echo(f"the whole cluster is paused {_pause_text(pause)}")
 
 
 def _pause_text(pause: dict[str, Any]) -> str:
-    since = f" since {_time(pause['wall'])}" if pause["wall"] else ""
+    since = f" since {when(pause['wall'])}" if pause["wall"] else ""
     return f"by {pause['by']}{since}" + (f": {pause['reason']}" if pause["reason"] else "")
-
-
-def _time(wall: float) -> str:
-    import datetime
-
-    return datetime.datetime.fromtimestamp(wall).astimezone().isoformat(" ", "seconds")
-
-
-def _table(heads: list[str], rows: list[list[Any]], *, empty: str) -> None:
-    if not rows:
-        click.echo(empty)
-        return
-    texts = [[_cell(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [heads, *texts]) for i in range(len(heads))]
-    for row in [[head.upper() for head in heads], *texts]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{k}={v}" for k, v in value.items()) or "-"
-    return "-" if value is None or value == "" else str(value)

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from etcdreplica.model import Assignment, Checkpoint, Failure, Host, Pause, Registration, Replica, Seat
+from etcdreplica.model import Assignment, Checkpoint, Failure, Host, Pause, Registration, Replica, Seat, Server
 from etcdreplica.words import Failover
 
 
@@ -48,6 +48,17 @@ class AppView:
     pause: Pause | None = None
     pause_revision: int = 0
     checkpoint: Checkpoint | None = None
+    checkpoint_revision: int = 0
+
+    @property
+    def born(self) -> int:
+        """Checkpoints older than this epoch belong to an earlier application of this name."""
+        return self.assignment.born if self.assignment else 0
+
+    @property
+    def own_checkpoint(self) -> Checkpoint | None:
+        """The newest one that is known to be durable, unless it is an earlier application's."""
+        return self.checkpoint if self.checkpoint is not None and self.checkpoint.epoch >= self.born else None
 
     def holds_checkpoint(self, host: str) -> bool:
         """Whether what is durable of its state is on this host."""
@@ -70,6 +81,7 @@ class ClusterView:
     revision: int = 0
     hosts: dict[str, HostView] = Factory(dict)
     apps: dict[str, AppView] = Factory(dict)
+    servers: dict[str, Server] = Factory(dict)  # CheckpointServers, by host
     seats: Counter[str] = Factory(Counter)  # how many seats each host has
     pause: Pause | None = None  # of the whole cluster
     pause_revision: int = 0
@@ -102,6 +114,7 @@ class ClusterView:
     def clear(self) -> None:
         """Forget everything, before a snapshot."""
         self.hosts.clear()
+        self.servers.clear()
         self.apps.clear()
         self.seats.clear()
         self.pause, self.pause_revision = None, 0
@@ -116,6 +129,11 @@ class ClusterView:
             else:
                 self.hosts[names[0]] = HostView(value, created)
             return set(self.apps)
+        if kind == "servers":
+            if value is None:
+                self.servers.pop(names[0], None)
+            else:
+                self.servers[names[0]] = value
         if kind in ("leaders", "servers"):
             return set()
         if kind == "pauses" and names[0] == "cluster":
@@ -150,7 +168,7 @@ class ClusterView:
         elif kind == "pauses":
             app.pause, app.pause_revision = value, revision if value else 0
         elif kind == "checkpoints":
-            app.checkpoint = value
+            app.checkpoint, app.checkpoint_revision = value, revision if value else 0
         elif kind == "history":
             (app.history.discard if value is None else app.history.add)(int(names[1]))
         else:

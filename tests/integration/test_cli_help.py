@@ -10,7 +10,14 @@ from tests.integration.apps_cli.cli_harness import cli, the_error
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("words", [*((name,) for name in COMMANDS), ("bench", "failover")], ids=" ".join)
+CHECKPOINTS = ("list", "inspect", "export", "import", "verify")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [*((name,) for name in COMMANDS), ("bench", "failover"), *(("checkpoints", word) for word in CHECKPOINTS)],
+    ids=" ".join,
+)
 def test_help_of_a_command_has_an_example(words: tuple[str, ...]) -> None:
     """Each example stands on a line of its own, and can be copied from there."""
     done = cli(*words, "--help")
