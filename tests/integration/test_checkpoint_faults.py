@@ -19,7 +19,6 @@ import pytest
 
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
-from tests.integration.conftest import remove
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 KEEPER = Path(__file__).parent / "apps" / "keeper.py"
@@ -106,4 +105,4 @@ def test_kills_at_random_moments(cluster: LocalCluster, tmp_path: Path, style: s
     journal.wait("restored", restored, cluster)
     journal.check()
     assert len(journal.lines("acknowledged")) > ROUNDS // 2
-    remove(cluster, name)
+    cluster.remove(name)

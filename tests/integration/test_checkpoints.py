@@ -22,7 +22,6 @@ from etcdreplica.model import Checkpoint
 from etcdreplica.store import EtcdOptions, Key, Kind, Store
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.testing.stateful_client import Stateful
-from tests.integration.conftest import remove
 
 pytestmark = pytest.mark.integration
 T = TypeVar("T")
@@ -129,7 +128,7 @@ def make(shared_cluster: LocalCluster) -> Iterator[Callable[..., Stateful]]:
     yield start
     for app in made:
         if app.name in shared_cluster.view.apps:
-            remove(shared_cluster, app.name)
+            shared_cluster.remove(app.name)
 
 
 @pytest.mark.parametrize("style", ["cold", "warm"])
@@ -374,7 +373,7 @@ def test_removed_application_leaves_nothing(make: Callable[..., Stateful], share
     app = make(2)
     app.ask("put", text="old life")
     hosts = seats(shared_cluster, app.name)
-    remove(shared_cluster, app.name)
+    shared_cluster.remove(app.name)
     assert record(shared_cluster, app.name) is None
     for host in hosts:
         directory = shared_cluster.hosts[host].directory / "checkpoints" / app.name
