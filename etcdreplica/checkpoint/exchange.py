@@ -92,6 +92,7 @@ class ExchangeServer:
                 raise CheckpointError(f"{self._context.host} has no seat of {manifest.app}, or does not know of it yet")
             holding.fence(request.epoch)
             await hold(holding, manifest)
+            holding.fence(request.epoch)  # somebody may have begun meanwhile with what was here before
         except StaleEpochError as error:
             return pb.OfferReply(status=pb.OfferReply.STALE, reason=str(error))
         except (CheckpointError, UsageError) as error:

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from attrs import define, field, frozen
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 ASK_S = 2.0  # how long a peer may take to say what it holds
 ASK_AGAIN_S = 0.3
+TOLD = 256  # chunks from which on a transfer is told of
 AHEAD = 8  # pieces of a large state that are being written at once
 
 
@@ -168,6 +169,10 @@ class Holding:
             draft = await self._in_thread(manifest.size, lambda: context.files.draft(manifest))
             try:
                 missing = await self._in_thread(manifest.size, draft.missing)
+                if manifest.count >= TOLD:
+                    log.info(
+                        "%s: %d of %d chunks of %s come from %s", self.app, len(missing), manifest.count, manifest.stamp, host
+                    )
                 if missing:
                     server = context.servers.get(host)
                     if server is None:
@@ -209,8 +214,7 @@ class Holding:
                     for each in done:
                         each.result()
         finally:
-            if writing:
-                await asyncio.wait(writing)
+            await _over(*writing)
         for each in writing:
             each.result()
         if wanted:
@@ -223,7 +227,13 @@ class Holding:
                 follower(newest)
 
     async def _in_thread(self, size: int, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._context.executor(size), work)
+        """Do something that may block. If this is cancelled meanwhile, what was begun ends first: it works on open files."""
+        future = asyncio.get_running_loop().run_in_executor(self._context.executor(size), work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await _over(future)
+            raise
 
     # --- finding ---------------------------------------------------------------------------------------------------
 
@@ -329,3 +339,10 @@ async def in_order(pieces: AsyncIterator[tuple[int, bytes]], at: int = 0) -> Asy
             raise CheckpointError(f"chunk {first} came where chunk {at} belongs")
         yield first, data
         at += chunk_count(len(data))
+
+
+async def _over(*futures: asyncio.Future[Any]) -> None:
+    """Return when all are done, however often this is cancelled."""
+    while waiting := [future for future in futures if not future.done()]:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait(waiting)

@@ -134,11 +134,6 @@ class Reign:
         self._waiters.append(waiter)
         self.touch()
 
-    def forget(self, waiter: Waiter) -> None:
-        """They have gone."""
-        with contextlib.suppress(ValueError):
-            self._waiters.remove(waiter)
-
     def touch(self) -> None:
         """See who can be told something, and whether the record must change."""
         self._acknowledge()
@@ -202,6 +197,8 @@ class Reign:
         return frozenset(self._entry.value.holders) if self._entry is not None else frozenset()
 
     def _acknowledge(self) -> None:
+        if self._holding.epoch > self.epoch:  # somebody may have asked what is here, and begun with that
+            self._end(f"epoch {self.epoch} is over: {self._context.host} knows of {self._holding.epoch}")
         if self.over:
             return
         for waiter in list(self._waiters):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import time
@@ -285,13 +286,20 @@ def test_disk_full(cluster: LocalCluster) -> None:
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+def transfers(cluster: LocalCluster, host: str, app: str) -> list[tuple[int, int]]:
+    """Return what a host has told of large states that came to it: chunks that came, of so many."""
+    found = re.findall(rf"{app}: (\d+) of (\d+) chunks of \S+ come from", cluster.hosts[host].log_path.read_text())
+    return [(int(came), int(count)) for came, count in found]
+
+
 def test_little_moves_when_little_has_changed(cluster: LocalCluster) -> None:
     """Of 100 MiB of which 1 % has changed, hardly more than that travels."""
     app = Stateful(cluster, 2)
     app.ask("save", size=100 * MIB, rounds=1, wait=True)
-    before = loopback_bytes()
     app.ask("change", share=0.01, wait=True)
-    assert loopback_bytes() - before < 5 * MIB
+    ((first, count), (second, _)) = transfers(cluster, seats(cluster, app.name)[1], app.name)
+    assert (first, count) == (1600, 1600)
+    assert second == 16
     digest = app.ask("about")["digest"]
     app.crash()
     assert app.ask("about")["digest"] == digest
@@ -299,28 +307,32 @@ def test_little_moves_when_little_has_changed(cluster: LocalCluster) -> None:
 
 def test_goes_on_after_a_cut(etcd_server: EmbeddedEtcd) -> None:
     """A receiver that is killed in the middle does not fetch again what it has."""
-    slowly = ("--checkpoint-bandwidth", "20")
-    arguments = {f"host-{letter}": slowly for letter in "abc"}
+    arguments = {f"host-{letter}": ("--checkpoint-bandwidth", "20") for letter in "abc"}
     name = f"cut-{time.monotonic_ns()}"
     with LocalCluster(3, etcd=etcd_server, cluster=name, lease_ttl_s=5, node_arguments=arguments) as cluster:
         app = Stateful(cluster, 2)
         app.ask("put", text="small")
-        before = loopback_bytes()
-        app.ask("save", size=60 * MIB, rounds=1, wait=False)
         backup = seats(cluster, app.name)[1]
-        eventually(lambda: loopback_bytes() - before > 30 * MIB, "half of it", cluster)
-        os.kill(cluster.servers[backup].pid, signal.SIGKILL)
+        draft = cluster.hosts[backup].directory / "checkpoints" / app.name / "draft"
+        app.ask("save", size=60 * MIB, rounds=1, wait=False)
+        eventually(lambda: draft.stat().st_blocks * 512 > 60 * MIB, "a draft", cluster)  # all of its room is taken first
+        eventually(lambda: is_written(draft, 30 * MIB), "half of it", cluster)
+        restart_server(cluster, backup)
         about = app.ask("about")
         eventually(lambda: [s for s in stored(cluster, backup, app.name) if s.stat().st_size > 60 * MIB], "all of it", cluster)
-        assert loopback_bytes() - before < 75 * MIB
+        (first, *_, last), count = zip(*transfers(cluster, backup, app.name), strict=True)
+        assert set(count) == {960}
+        assert first == 960
+        assert last < 600
         app.crash()
         assert app.ask("about")["digest"] == about["digest"]
 
 
-def loopback_bytes() -> int:
-    """Return how many bytes have come over the loopback device."""
-    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
-    return int(line.split(":")[1].split()[0])
+def is_written(path: Path, at: int) -> bool:
+    """Whether something stands at a place of a file."""
+    with path.open("rb") as file:
+        file.seek(at)
+        return any(file.read(4096))
 
 
 def test_older_epochs_are_refused(make: Callable[..., Stateful], shared_cluster: LocalCluster) -> None:
