@@ -19,7 +19,7 @@ from etcdreplica.model import Program
 
 log = logging.getLogger(__name__)
 
-RESTART_S = (0.2, 10.0)
+RESTART_S = 0.2
 STEADY_S = 30.0  # one that ran this long is started again at once
 STOP_S = 5.0
 
@@ -27,7 +27,8 @@ STOP_S = 5.0
 class Child:
     """`etcdreplica COMMAND`, with `environment` added to ours, under the name `ward`.
 
-    `on_end` is awaited with its process id when it has ended without being asked to. `stop_s`: what it may take to end.
+    `on_end` is awaited with its process id when it has ended without being asked to. It is started again after `RESTART_S`,
+    twice that and so on, but no more than `longest_s`.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Child:
         command: str,
         environment: Mapping[str, str],
         on_end: Callable[[int], Awaitable[None]] | None = None,
-        stop_s: float = STOP_S,
+        longest_s: float = 10.0,
         clock: Clock = boottime,
     ) -> None:
         self._guard = guard
@@ -45,33 +46,33 @@ class Child:
         self._command = command
         self._environment = environment
         self._on_end = on_end
-        self._stop_s = stop_s
+        self._longest_s = longest_s
         self._clock = clock
 
     async def keep(self) -> None:
         """Have it running until cancelled; then end it in order."""
-        delay = RESTART_S[0]
+        delay = RESTART_S
         while True:
             started = self._clock()
             try:
                 process = await self._start()
             except RefusedError as error:
                 log.error("cannot start a %s process: %s; trying again", self._command, error)
-                await asyncio.sleep(RESTART_S[1])
+                await asyncio.sleep(self._longest_s)
                 continue
             try:
                 reason = await asyncio.shield(process.exited)
             finally:
                 process.signal(signal.SIGTERM)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._stop_s):
+                    async with asyncio.timeout(STOP_S):
                         await asyncio.shield(process.exited)
                 await process.kill()
                 self._guard.release(self._ward)
             log.error("the %s process ended (%s); starting it again", self._command, reason)
             if self._on_end is not None:
                 await self._on_end(process.pid)
-            delay = RESTART_S[0] if self._clock() - started > STEADY_S else min(RESTART_S[1], delay * 2)
+            delay = RESTART_S if self._clock() - started > STEADY_S else min(self._longest_s, delay * 2)
             await asyncio.sleep(delay)
 
     async def _start(self) -> ReplicaProcess:

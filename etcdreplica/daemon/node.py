@@ -38,7 +38,7 @@ class Node:
         self.watchdog = WatchDog(settings, store, guard)
         self._children: list[Child] = []
         if checkpoints is not None:
-            self._children.append(Child(guard, CHECKPOINTS, "checkpoint-server", checkpoints))
+            self._children.append(Child(guard, CHECKPOINTS, "checkpoint-server", checkpoints, longest_s=1.0))
         if manager is not None:
             self._children.append(Child(guard, MANAGER, "manager", manager, self._revoke_leadership))
 
