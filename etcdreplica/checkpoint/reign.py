@@ -34,13 +34,13 @@ RECORD_S = 1.0  # how often a record that only names a newer checkpoint is writt
 
 @define
 class Waiter:
-    """Somebody who wants to know when `stamp` is on `copies` hosts. `tell(reached, done)`; `refuse(reason)`."""
+    """Somebody who wants to know when `stamp` is on `copies` hosts. `tell(reached, trouble, done)`; `refuse(reason)`."""
 
     stamp: Stamp
     copies: int
-    tell: Callable[[int, bool], None]
+    tell: Callable[[int, str, bool], None]
     refuse: Callable[[str], None]
-    reached: int = -1
+    told: tuple[int, str] | None = None
 
 
 class Reign:
@@ -140,8 +140,7 @@ class Reign:
         self._touched.set()
 
     @property
-    def trouble(self) -> str:
-        """Why hosts hold less than they should."""
+    def _trouble_in_words(self) -> str:
         return "; ".join(f"{host}: {reason}" for host, reason in sorted(self._trouble.items()))
 
     # --- handing out -----------------------------------------------------------------------------------------------
@@ -207,9 +206,9 @@ class Reign:
             if done:
                 self._waiters.remove(waiter)
                 self._acknowledged = max(self._acknowledged, waiter.stamp)
-            if done or reached != waiter.reached:
-                waiter.reached = reached
-                waiter.tell(reached, done)
+            if done or waiter.told != (reached, self._trouble_in_words):
+                waiter.told = reached, self._trouble_in_words
+                waiter.tell(*waiter.told, done)
 
     def _end(self, reason: str) -> None:
         self.over = self.over or reason

@@ -289,8 +289,8 @@ class CheckpointServer:
         connection.send("kept", sequence=stamp.sequence)
         if copies:
 
-            def tell(reached: int, done: bool) -> None:
-                connection.send("reached", sequence=stamp.sequence, hosts=reached, done=done, trouble=reign.trouble)
+            def tell(reached: int, trouble: str, done: bool) -> None:
+                connection.send("reached", sequence=stamp.sequence, hosts=reached, done=done, trouble=trouble)
 
             reign.wait(Waiter(stamp, copies, tell, lambda reason: refuse(reason=reason)))
 
