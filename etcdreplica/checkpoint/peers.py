@@ -98,9 +98,8 @@ class Peers:
     async def offer(self, address: str, me: str, epoch: int, manifest: Manifest, data: bytes | None) -> None:
         """Have a peer hold a checkpoint; return when it does durably. Raises StaleEpochError, CheckpointError."""
         request = pb.OfferRequest(host=me, epoch=epoch, manifest=to_message(manifest), data=data or b"")
-        inline = data is not None
         with _translated(address):
-            reply = await self._stub(address).Offer(request, timeout=SMALL_S if inline else None, wait_for_ready=inline)
+            reply = await self._stub(address).Offer(request, timeout=SMALL_S if data is not None else None)
         _check(reply)
 
     async def put(self, address: str, epoch: int, manifest: Manifest, data: AsyncIterator[tuple[int, bytes]]) -> None:
