@@ -58,6 +58,8 @@ class ExchangeServer:
         """Hold a checkpoint, and answer when it is durable here."""
 
         async def hold(holding: Holding, manifest: Manifest) -> None:
+            if holding.placement is None:  # else what was removed here would come back
+                raise CheckpointError(f"{self._context.host} has no seat of {manifest.app}, or does not know of it yet")
             if manifest.size <= INLINE:
                 await holding.take(manifest, request.data)
             else:
@@ -88,8 +90,6 @@ class ExchangeServer:
             if not 0 <= manifest.size <= MAX_SIZE or len(manifest.digests) != DIGEST * chunk_count(manifest.size):
                 raise CheckpointError("the manifest does not fit together")
             holding = self._holding(manifest.app)
-            if holding.placement is None:
-                raise CheckpointError(f"{self._context.host} has no seat of {manifest.app}, or does not know of it yet")
             holding.fence(request.epoch)
             await hold(holding, manifest)
             holding.fence(request.epoch)  # somebody may have begun meanwhile with what was here before

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from etcdreplica.checkpoint.files import Files, Stored
 from etcdreplica.checkpoint.format import Manifest, chunk_count
@@ -178,7 +178,7 @@ class Holding:
                     if server is None:
                         raise CheckpointError(f"{host} has no CheckpointServer just now")
                     async with contextlib.aclosing(context.peers.fetch(server.address, manifest, missing)) as pieces:
-                        await self._write(draft.put, pieces, manifest, len(missing))
+                        await self._write(draft.put, pieces, manifest, missing)
             except BaseException:
                 draft.keep()
                 raise
@@ -193,7 +193,7 @@ class Holding:
                 raise CheckpointError(f"{context.host} holds {self.stamp} already")
             draft = await self._in_thread(manifest.size, lambda: context.files.draft(manifest))
             try:
-                await self._write(draft.put, in_order(pieces), manifest, manifest.count)
+                await self._write(draft.put, in_order(pieces), manifest, range(manifest.count))
             except BaseException:
                 draft.discard()
                 raise
@@ -201,13 +201,18 @@ class Holding:
             self._tell()
 
     async def _write(
-        self, put: Callable[[int, bytes], None], pieces: AsyncIterator[tuple[int, bytes]], manifest: Manifest, wanted: int
+        self,
+        put: Callable[[int, bytes], None],
+        pieces: AsyncIterator[tuple[int, bytes]],
+        manifest: Manifest,
+        wanted: Iterable[int],
     ) -> None:
         """Write pieces while others are on their way."""
         writing: set[asyncio.Future[None]] = set()
+        missing = set(wanted)
         try:
             async for first, data in pieces:
-                wanted -= chunk_count(len(data))
+                missing.difference_update(range(first, first + chunk_count(len(data))))
                 writing.add(asyncio.get_running_loop().run_in_executor(self._context.slow, put, first, data))
                 if len(writing) >= AHEAD:
                     done, writing = await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
@@ -217,8 +222,8 @@ class Holding:
             await _over(*writing)
         for each in writing:
             each.result()
-        if wanted:
-            raise CheckpointError(f"{self.app}: {wanted} chunks of checkpoint {manifest.stamp} did not come")
+        if missing:
+            raise CheckpointError(f"{self.app}: {len(missing)} chunks of checkpoint {manifest.stamp} did not come")
 
     def _tell(self) -> None:
         newest = self.newest
@@ -317,10 +322,11 @@ class Holding:
             if server is None:
                 return None
             try:
-                return host, await context.peers.have(server.address, self.app, epoch, ASK_S)
+                holds = await context.peers.have(server.address, self.app, epoch, ASK_S)
             except CheckpointError as error:
                 log.info("%s: cannot ask %s what it holds: %s", self.app, host, error)
                 return None
+            return host, evolve(holds, manifests=tuple(m for m in holds.manifests if m.stamp.epoch >= self.born))
 
         answered = await asyncio.gather(*(ask(host) for host in hosts if host != context.host))
         return {**dict(answer for answer in answered if answer), context.host: self.holds()}

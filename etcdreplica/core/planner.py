@@ -29,13 +29,14 @@ from etcdreplica.words import MAX_DEGREE, Role
 ZONE = "zone"  # the host label by which replicas are spread
 EVENTS_AT_ONCE = 10  # etcd takes 128 operations in one transaction
 DERIVED = "placements/"  # corrupt values there are written anew from the assignment
+STATE = "checkpoints/"  # of these the CheckpointServers make what they can; who is primary does not depend on them
 ENDED = (AssignmentState.COMPLETED, AssignmentState.FAILED)  # until the application is registered once more
 
 
 def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, settings: PlannerSettings) -> Decision:
     """Decide the next step for one application."""
     old, registration = app.assignment, app.registration
-    if any(not key.startswith(DERIVED) for key in app.corrupt):
+    if any(not key.startswith((DERIVED, STATE)) for key in app.corrupt):
         return Decision()  # nobody can tell what is right until somebody mends the value
     if registration is None or (old and old.state is AssignmentState.REMOVING):
         return _remove(app)
@@ -88,7 +89,8 @@ class _Step:
             self._fill()
             self._choose_successor()
             self._describe()
-        if self.draft == self.app.assignment and not self.app.failures and not self.app.corrupt:
+        mended = not any(key.startswith(DERIVED) for key in self.app.corrupt)
+        if self.draft == self.app.assignment and not self.app.failures and mended:
             return Decision(wake_at=self.wake_at)
         return Decision(Plan(self.draft, tuple(self.app.failures), self._events()), self.wake_at)
 
