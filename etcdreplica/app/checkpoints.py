@@ -8,12 +8,12 @@ answered is said again: the server knows by epoch and sequence what it has alrea
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING
 
 from etcdreplica.app.link import Link
+from etcdreplica.app.log import logger
 from etcdreplica.app.protocol import VERSION, checkpoint_socket, default_socket
 from etcdreplica.app.state import fill, open_sealed, seal
 from etcdreplica.clock import boottime
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from etcdreplica.app.state import Codec
 
     Stamp = tuple[int, int]
-
-log = logging.getLogger("etcdreplica")
 
 RETRY_S = 0.05
 RETRIES_SOON = 40  # then only every half a second: there may be no CheckpointServer at all
@@ -239,7 +237,7 @@ class Checkpoints:
             try:
                 self._serve(link)
             except (NoWatchDogError, ProtocolError, OSError) as error:
-                log.debug("%s: the CheckpointServer went away: %s", self._name, error)
+                logger().debug("%s: the CheckpointServer went away: %s", self._name, error)
                 self._closed.wait(RETRY_S)
             finally:
                 with self._lock:
@@ -272,7 +270,7 @@ class Checkpoints:
         try:
             job.load()
         except CheckpointError as error:
-            log.error("%s: %s", self._name, error)
+            logger().error("%s: %s", self._name, error)
             with self._lock:
                 del self._jobs[job.sequence]
             job.end(str(error))
@@ -317,7 +315,7 @@ class Checkpoints:
                 del self._jobs[job.sequence]
                 job.end(str(message["reason"]) if kind == "refused" else "")
         if kind == "refused" and not job.wait:
-            log.error("%s: checkpoint %d was refused: %s", self._name, job.sequence, message["reason"])
+            logger().error("%s: checkpoint %d was refused: %s", self._name, job.sequence, message["reason"])
 
     def _load(self, message: Message) -> None:
         """Hold a state that has come to this host, before it is needed."""
@@ -328,7 +326,7 @@ class Checkpoints:
         except FileNotFoundError:
             return  # a newer one is on its way
         except CheckpointError as error:
-            log.error("%s: %s", self._name, error)
+            logger().error("%s: %s", self._name, error)
             return
         with self._lock:
             if self._wants_states():
@@ -337,7 +335,7 @@ class Checkpoints:
             try:
                 self._on_checkpoint(state)
             except BaseException:
-                log.exception("on_checkpoint of %s raised", self._name)
+                logger().exception("on_checkpoint of %s raised", self._name)
 
     def _wants_states(self) -> bool:
         """Whether what comes to this host should be held: until `restore` has its answer."""

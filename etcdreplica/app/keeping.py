@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import TYPE_CHECKING
 
+from etcdreplica.app.log import logger
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.words import Role
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from etcdreplica.app.checkpoints import Checkpoints
     from etcdreplica.app.replica import Replica
     from etcdreplica.app.state import Codec
-
-log = logging.getLogger("etcdreplica")
 
 LAST_S = 5.0  # how long a copy that hands over tries to make its last state durable
 
@@ -58,7 +56,7 @@ class Keeper:
             try:
                 self._replica.checkpoint(self._replica._provider(), wait=True, timeout=LAST_S)
             except Exception as error:
-                log.warning("%s: the last state before a handover: %s", self._replica.name, error)
+                logger().warning("%s: the last state before a handover: %s", self._replica.name, error)
         checkpoints.flush(LAST_S)
 
     def _run(self) -> None:
@@ -69,9 +67,9 @@ class Keeper:
             try:
                 self._replica.checkpoint(provider() if self._loop is None else self._in_loop(self._loop, provider))
             except EtcdReplicaError as error:
-                log.error("%s: its state was not stored: %s", self._replica.name, error)
+                logger().error("%s: its state was not stored: %s", self._replica.name, error)
             except BaseException:
-                log.exception("the state function of %s raised", self._replica.name)
+                logger().exception("the state function of %s raised", self._replica.name)
 
     def _in_loop(self, loop: AbstractEventLoop, provider: Callable[[], Any]) -> Any:
         import asyncio

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from etcdreplica.app.kernel import Slot
+from etcdreplica.app.log import logger
 from etcdreplica.clock import boottime
 from etcdreplica.errors import UsageError
 from etcdreplica.words import Role
@@ -152,9 +153,7 @@ class Replica:
             try:
                 callback(role, epoch)
             except BaseException:
-                import logging
-
-                logging.getLogger("etcdreplica").exception("a role-change callback of %s raised", self._name)
+                logger().exception("a role-change callback of %s raised", self._name)
 
     def _ask_to_stop(self) -> None:
         self._stop.set()

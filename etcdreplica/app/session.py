@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from etcdreplica.app.keeping import Keeper
 from etcdreplica.app.kernel import Deadline, Notice, Page, Slot
 from etcdreplica.app.link import ASKING, Link
+from etcdreplica.app.log import logger
 from etcdreplica.app.program import capture
 from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, MARK_ENV, STANDALONE_ENV, VERSION, default_socket
 from etcdreplica.app.replica import Replica
@@ -348,9 +349,7 @@ class Session:
                 return message
             if link.signalled:
                 self._leave(link)
-            import logging
-
-            logging.getLogger("etcdreplica").warning("%s: still waiting for a place from the ReplicaManager", self._name)
+            logger().warning("%s: still waiting for a place from the ReplicaManager", self._name)
 
     def _leave(self, link: Link) -> NoReturn:
         """End before the body began, once the WatchDog knows that this is no failure."""
