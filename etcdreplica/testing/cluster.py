@@ -199,12 +199,13 @@ class LocalCluster:
             f"{host} to come up",
         )
 
-    def remove(self, app: str) -> None:
+    def remove(self, app: str, timeout: float = 30.0) -> None:
         """Remove an application, as `etcdreplica remove` does, and wait until it has ended everywhere."""
         keys = Key(Kind.REGISTRATIONS, (app,)), Key(Kind.PAUSES, ("app", app))
         assert self._observer is not None
-        self._observer.call(lambda store: insist(f"removing {app}", lambda: store.commit(Txn((), tuple(map(Delete, keys))))))
-        self.wait_until(lambda view: app not in view.apps, f"{app} to be gone")
+        txn = Txn((), tuple(map(Delete, keys)))
+        self._observer.call(lambda store: insist(f"removing {app}", lambda: store.commit(txn)), timeout)
+        self.wait_until(lambda view: app not in view.apps, f"{app} to be gone", timeout)
 
     def primary(self, app: str) -> tuple[str, int]:
         """Return the primary's host and process id. Raises LookupError when it has none."""
@@ -326,12 +327,12 @@ class _Observer(threading.Thread):
                 self._loop.call_soon_threadsafe(self._task.cancel)
         self.join()
 
-    def call(self, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+    def call(self, work: Callable[[Store], Coroutine[Any, Any, T]], timeout: float) -> T:
         """Have it do something with its store, and return the result."""
         self._ready.wait()
         assert self._loop is not None
         assert self._store is not None
-        return asyncio.run_coroutine_threadsafe(work(self._store), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(work(self._store), self._loop).result(timeout)
 
     async def _follow(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()

@@ -134,7 +134,7 @@ def test_page_gives_back_what_it_took() -> None:
     del pages
     gc.collect()
     assert _mappings() == before
-    assert _descriptors() == fds
+    assert _descriptors() <= fds
     page.close()
 
 
@@ -143,6 +143,7 @@ def _mappings() -> int:
 
 
 def _descriptors() -> int:
+    gc.collect()  # of what earlier tests have left open
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -168,7 +169,7 @@ def test_what_is_no_page_is_refused(start: Start, kind: str, name: str, size: in
     fd, before = int(said(child)), _descriptors()
     with pytest.raises(ProtocolError, match=reason):
         StatusPage(child.pid, fd)
-    assert _descriptors() == before
+    assert _descriptors() <= before
 
 
 def test_page_by_any_other_maker(start: Start) -> None:
