@@ -17,7 +17,7 @@ from etcdreplica.checkpoint.format import Manifest, chunk_count
 from etcdreplica.checkpoint.peers import INLINE, Holds, Peers
 from etcdreplica.clock import Clock
 from etcdreplica.core.holders import NOTHING, enough, may_restore
-from etcdreplica.errors import CheckpointError, CheckpointUnavailableError, StaleEpochError, StoreError
+from etcdreplica.errors import CheckpointError, CheckpointUnavailableError, StaleEpochError, StorageError, StoreError
 from etcdreplica.model import Checkpoint, Placement, Server, Stamp
 from etcdreplica.store import Entry, Key, Kind, Store
 
@@ -216,10 +216,10 @@ class Holding:
         while True:
             try:
                 recorded = await self._recorded()
-            except StoreError as error:
+                found, why = await self._find(recorded, epoch, loaded)
+            except (StoreError, StorageError) as error:
                 why = str(error)
             else:
-                found, why = await self._find(recorded, epoch, loaded)
                 if not why:
                     return found
             left = until - self._context.clock()
