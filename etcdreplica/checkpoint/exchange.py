@@ -15,7 +15,7 @@ from etcdreplica.checkpoint.format import DIGEST, chunk_count
 from etcdreplica.checkpoint.holding import Context, Holding, Source
 from etcdreplica.checkpoint.peers import INLINE, OPTIONS, from_message, pieces, span_bytes, to_message
 from etcdreplica.daemon.tls import PeerTls
-from etcdreplica.errors import CheckpointError, StaleEpochError, UsageError
+from etcdreplica.errors import CheckpointError, StaleEpochError, StorageError, UsageError
 from etcdreplica.model import Stamp
 from etcdreplica.words import check_name
 
@@ -65,6 +65,7 @@ class ExchangeServer:
                 await holding.take(manifest, request.data)
             else:
                 await holding.pull(request.host, manifest)
+            holding.fence(request.epoch)  # once more: a newer primary may have asked meanwhile, and was not told of this one
         except StaleEpochError as error:
             return pb.OfferReply(status=pb.OfferReply.STALE, reason=str(error))
         except (CheckpointError, UsageError) as error:
@@ -113,8 +114,12 @@ class ExchangeServer:
         files, loop = self._context.files, asyncio.get_running_loop()
         for app in [request.app] if request.app else files.apps:
             for stored in files.all(app):
-                damage = await loop.run_in_executor(self._context.slow, files.damage, stored)
-                if damage and stored in files.all(app):  # and not one that was removed meanwhile
+                try:
+                    damage = await loop.run_in_executor(self._context.slow, files.damage, stored)
+                except StorageError as error:
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+                    raise
+                if damage:
                     files.put_aside(stored, damage)
                 yield pb.Finding(manifest=to_message(stored.manifest, whole=False), damage=damage)
 

@@ -1,5 +1,8 @@
 """What a host does for an application while its primary runs there: hand checkpoints out, and say when they are durable.
 
+It begins once this host is known to have all that was ever acknowledged: it is a holder, or has restored, or has been given a
+state of this very epoch. Until then nothing is handed out, and nobody's word in etcd is changed.
+
 One task for each other host offers it the newest checkpoint whenever it has an older one; what is made meanwhile is passed
 over. One task keeps the set of holders in etcd (`core.holders`), by transactions that fail once this host's placement has
 changed or somebody else has written. Acknowledging takes no etcd while the set stays as it is.
@@ -18,7 +21,7 @@ from attrs import define
 from etcdreplica.checkpoint.format import Manifest
 from etcdreplica.checkpoint.holding import Context, Holding, Source
 from etcdreplica.checkpoint.peers import INLINE
-from etcdreplica.core.holders import NOTHING, acknowledged, durable, next_holders
+from etcdreplica.core.holders import NOTHING, acknowledged, durable, may_restore, next_holders
 from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import CheckpointError, CorruptValueError, StaleEpochError, StoreError
 from etcdreplica.model import Checkpoint, Stamp
@@ -59,7 +62,8 @@ class Reign:
         self._manifests: dict[Stamp, Manifest] = {}
         self._entry: Entry | None = None
         self._changing: frozenset[str] = frozenset()  # holders that may stand in etcd by now, or still get there
-        self._acknowledged = NOTHING
+        self._acknowledged = NOTHING  # or what was restored: it may have been acknowledged before
+        self._copies: int | None = None  # on how many hosts the application wants each; None before it has said so
         self._began_at = context.clock()
         self._next_record_at = 0.0
         self._touched = asyncio.Event()
@@ -68,17 +72,23 @@ class Reign:
         self._recording: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, with what is on this host."""
-        newest = self._holding.newest
-        if newest is not None:
-            try:
-                self.hand_out(Source.of(newest))
-            except OSError as error:
-                log.error("%s: cannot read checkpoint %s: %s", self._holding.app, newest.manifest.stamp, error)
-            else:
-                self.held_here()
+        """Begin."""
         self.seated()
         self._recording = asyncio.create_task(self._record())
+
+    def restored(self) -> None:
+        """Hand out what is on this host: it is all that was ever acknowledged."""
+        newest = self._holding.newest
+        if newest is None or (self._source is not None and self._source.manifest.stamp >= newest.manifest.stamp):
+            return
+        try:
+            source = Source.of(newest)
+        except OSError as error:
+            log.error("%s: cannot read checkpoint %s: %s", self._holding.app, newest.manifest.stamp, error)
+            return
+        self._acknowledged = max(self._acknowledged, newest.manifest.stamp)
+        self.hand_out(source)
+        self.held_here()
 
     async def stop(self) -> None:
         """Hand out nothing more."""
@@ -108,8 +118,9 @@ class Reign:
         for wake in self._wake.values():
             wake.set()
 
-    def hand_out(self, source: Source) -> None:
-        """Offer this from now on."""
+    def hand_out(self, source: Source, copies: int | None = None) -> None:
+        """Offer this from now on; the application wants it on `copies` hosts."""
+        self._copies = copies or self._copies
         self._source = self._holding.offered = source
         self._manifests[source.manifest.stamp] = source.manifest
         self.servers_changed()
@@ -196,6 +207,7 @@ class Reign:
         return frozenset(self._entry.value.holders) if self._entry is not None else frozenset()
 
     def _acknowledge(self) -> None:
+        self._check_fence()
         if self.over:
             return
         for waiter in list(self._waiters):
@@ -208,6 +220,11 @@ class Reign:
                 waiter.reached = reached
                 waiter.tell(reached, done)
 
+    def _check_fence(self) -> None:
+        """Who restores has asked this host, and takes what it was told for all that will ever be acknowledged."""
+        if self._holding.epoch > self.epoch and not self.over:
+            self._end(f"epoch {self.epoch} is over: {self._context.host} knows of {self._holding.epoch}")
+
     def _end(self, reason: str) -> None:
         self.over = self.over or reason
         waiters, self._waiters = self._waiters, []
@@ -218,6 +235,9 @@ class Reign:
 
     async def _record(self) -> None:
         await self._read()
+        holders, recorded, here = self._holders, self._entry.value.stamp if self._entry else NOTHING, self._holding.stamp
+        if may_restore(self._context.host, holders, here, recorded, damaged=self._holding.holds().lost):
+            self.restored()
         while not self.over:
             self._touched.clear()
             wait_s = await self._record_once()
@@ -227,6 +247,9 @@ class Reign:
     async def _record_once(self) -> float | None:
         """Bring the record up to date; return when to look again even if nothing happens."""
         now, entry, holding = self._context.clock(), self._entry, self._holding
+        self._check_fence()
+        if self.over:
+            return None
         seats = {self._context.host, *(holding.placement.peers if holding.placement else ())}
         recorded = entry.value.stamp if entry is not None else NOTHING
         if entry is None and self._source is not None:
@@ -235,7 +258,8 @@ class Reign:
             if waiting and now < self._began_at + FIRST_S:
                 return self._began_at + FIRST_S - now
         least = max(self._acknowledged, recorded)
-        new = next_holders(self._context.host, self._holders, seats, self._silent, self._held, least)
+        copies = len(self._holders) if self._copies is None else self._copies
+        new = next_holders(self._context.host, self._holders, seats, self._silent, self._held, least, copies)
         if new is None and not self._changing:
             if durable(self._holders, self._held) <= recorded:
                 return None
@@ -264,14 +288,16 @@ class Reign:
             await asyncio.sleep(RETRY_S[0])
             await self._read()
             return
-        self._changing = frozenset()
-        if result.succeeded:
-            self._entry = Entry(holding.key, value, result.revision)
-            self._manifests = {s: m for s, m in self._manifests.items() if s >= stamp}
-            self.touch()
-        else:
+        if not result.succeeded:
             await asyncio.sleep(RETRY_S[0])  # by then we know of the placement that was in the way
-            await self._read()
+            await self._read()  # an earlier write may have been: only now it is known, and none can follow any more
+            self._changing = frozenset()
+            self.touch()
+            return
+        self._changing = frozenset()
+        self._entry = Entry(holding.key, value, result.revision)
+        self._manifests = {s: m for s, m in self._manifests.items() if s >= stamp}
+        self.touch()
 
     async def _read(self) -> None:
         """Learn what stands in etcd."""

@@ -191,10 +191,10 @@ class CheckpointServer:
             self._reigns[app].seated()
 
     async def _begin_reign(self, holding: Holding, epoch: int) -> Reign:
-        reign = self._reigns.get(holding.app)
-        if reign is not None and reign.epoch >= epoch:
-            return reign
-        await self._end_reign(holding.app)
+        while (reign := self._reigns.get(holding.app)) is not None:  # two may come here while one waits for the old to end
+            if reign.epoch >= epoch:
+                return reign
+            await self._end_reign(holding.app)
         reign = self._reigns[holding.app] = Reign(self._context, holding, epoch)
         reign.start()
         return reign
@@ -250,7 +250,7 @@ class CheckpointServer:
             source = Source(Manifest(app, stamp, codec, size, b"", time.time()), fd=fd)
             if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(fd).st_size != size:
                 raise ProtocolError("the state could be changed under us")
-            self._spawn(self._store_state(app, connection, source, copies if message["wait"] else 0))
+            self._spawn(self._store_state(app, connection, source, copies, waits=bool(message["wait"])))
         elif kind == "restore":
             loaded = Stamp(*map(int, message["loaded"]))
             self._spawn(self._restore(app, connection, int(message["epoch"]), loaded, float(message["within"])))
@@ -259,8 +259,8 @@ class CheckpointServer:
         else:
             raise ProtocolError(f"unknown message {kind!r}")
 
-    async def _store_state(self, app: str, connection: AppConnection, source: Source, copies: int) -> None:
-        """Store a state; `copies`: on how many hosts somebody waits for it to be durable, 0 for nobody."""
+    async def _store_state(self, app: str, connection: AppConnection, source: Source, copies: int, *, waits: bool) -> None:
+        """Store a state that is wanted on `copies` hosts; whether somebody waits for that."""
         stamp = source.manifest.stamp
         refuse = partial(connection.send, "refused", sequence=stamp.sequence)
         try:
@@ -270,7 +270,7 @@ class CheckpointServer:
             async with self._storing.setdefault(app, asyncio.Lock()):
                 if stamp > holding.stamp:
                     source = await self._with_digests(source)
-                    reign.hand_out(source)
+                    reign.hand_out(source, copies)
                     await holding.keep(source)
             reign.held_here()
         except CheckpointError as error:
@@ -278,7 +278,7 @@ class CheckpointServer:
             refuse(reason=str(error))
             return
         connection.send("kept", sequence=stamp.sequence)
-        if copies:
+        if waits:
 
             def tell(reached: int, done: bool) -> None:
                 connection.send("reached", sequence=stamp.sequence, hosts=reached, done=done, trouble=reign.trouble)
@@ -305,7 +305,7 @@ class CheckpointServer:
             holding = await self._seat(app)
             stored = await holding.restore(epoch, loaded, self._clock() + within_s)
             if epoch:
-                await self._begin_reign(holding, epoch)
+                (await self._begin_reign(holding, epoch)).restored()
         except CheckpointError as error:
             connection.send("unavailable", reason=str(error))
         else:
