@@ -250,17 +250,19 @@ class CheckpointServer:
             source = Source(Manifest(app, stamp, codec, size, b"", time.time()), fd=fd)
             if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(fd).st_size != size:
                 raise ProtocolError("the state could be changed under us")
-            self._spawn(self._store_state(app, connection, source, copies, waits=bool(message["wait"])))
+            until = self._clock() + float(message["within"]) if message["wait"] else None
+            self._spawn(self._store_state(app, connection, source, copies, until))
         elif kind == "restore":
             loaded = Stamp(*map(int, message["loaded"]))
-            self._spawn(self._restore(app, connection, int(message["epoch"]), loaded, float(message["within"])))
+            answer = partial(connection.send, question=int(message["question"]))
+            self._spawn(self._restore(app, answer, int(message["epoch"]), loaded, float(message["within"])))
         elif kind == "follow":
             self._spawn(self._feed(app, connection, closing))
         else:
             raise ProtocolError(f"unknown message {kind!r}")
 
-    async def _store_state(self, app: str, connection: AppConnection, source: Source, copies: int, *, waits: bool) -> None:
-        """Store a state that is wanted on `copies` hosts; whether somebody waits for that."""
+    async def _store_state(self, app: str, connection: AppConnection, source: Source, copies: int, until: float | None) -> None:
+        """Store a state that is wanted on `copies` hosts; until when somebody waits for that, None for nobody."""
         stamp = source.manifest.stamp
         refuse = partial(connection.send, "refused", sequence=stamp.sequence)
         try:
@@ -278,12 +280,14 @@ class CheckpointServer:
             refuse(reason=str(error))
             return
         connection.send("kept", sequence=stamp.sequence)
-        if waits:
+        if until is not None:
 
             def tell(reached: int, done: bool) -> None:
                 connection.send("reached", sequence=stamp.sequence, hosts=reached, done=done, trouble=reign.trouble)
 
-            reign.wait(Waiter(stamp, copies, tell, lambda reason: refuse(reason=reason)))
+            waiter = Waiter(stamp, copies, tell, lambda reason: refuse(reason=reason))
+            reign.wait(waiter)
+            asyncio.get_running_loop().call_later(max(0.0, until - self._clock()), reign.forget, waiter)
 
     async def _with_digests(self, source: Source) -> Source:
         manifest, fd = source.manifest, source.fd
@@ -300,16 +304,16 @@ class CheckpointServer:
         source.manifest = _with(manifest, found)
         return source
 
-    async def _restore(self, app: str, connection: AppConnection, epoch: int, loaded: Stamp, within_s: float) -> None:
+    async def _restore(self, app: str, answer: Callable[..., None], epoch: int, loaded: Stamp, within_s: float) -> None:
         try:
             holding = await self._seat(app)
             stored = await holding.restore(epoch, loaded, self._clock() + within_s)
             if epoch:
                 (await self._begin_reign(holding, epoch)).restored()
         except CheckpointError as error:
-            connection.send("unavailable", reason=str(error))
+            answer("unavailable", reason=str(error))
         else:
-            connection.send("found", **(_told(stored) if stored is not None else {"path": None}))
+            answer("found", **(_told(stored) if stored is not None else {"path": None}))
 
     async def _feed(self, app: str, connection: AppConnection, closing: list[Callable[[], None]]) -> None:
         """Tell a copy of each checkpoint that comes to this host."""
