@@ -17,7 +17,14 @@ from etcdreplica.checkpoint.format import Manifest, chunk_count
 from etcdreplica.checkpoint.peers import INLINE, Holds, Peers
 from etcdreplica.clock import Clock
 from etcdreplica.core.holders import NOTHING, enough, may_restore
-from etcdreplica.errors import CheckpointError, CheckpointUnavailableError, StaleEpochError, StorageError, StoreError
+from etcdreplica.errors import (
+    CheckpointError,
+    CheckpointUnavailableError,
+    DamagedError,
+    StaleEpochError,
+    StorageError,
+    StoreError,
+)
 from etcdreplica.model import Checkpoint, Placement, Server, Stamp
 from etcdreplica.store import Entry, Key, Kind, Store
 
@@ -167,7 +174,7 @@ class Holding:
                     if server is None:
                         raise CheckpointError(f"{host} has no CheckpointServer just now")
                     async with contextlib.aclosing(context.peers.fetch(server.address, manifest, missing)) as pieces:
-                        await self._write(draft.put, pieces, manifest, len(missing))
+                        await self._write(draft.put, pieces, manifest, set(missing))
             except BaseException:
                 draft.keep()
                 raise
@@ -175,7 +182,7 @@ class Holding:
             self._tell()
 
     async def _write(
-        self, put: Callable[[int, bytes], None], pieces: AsyncIterator[tuple[int, bytes]], manifest: Manifest, wanted: int
+        self, put: Callable[[int, bytes], None], pieces: AsyncIterator[tuple[int, bytes]], manifest: Manifest, wanted: set[int]
     ) -> None:
         """Write pieces as they come: one is written while the next one is on its way."""
         writing: asyncio.Future[None] | None = None
@@ -183,7 +190,7 @@ class Holding:
             async for first, data in pieces:
                 if writing is not None:
                     await writing
-                wanted -= chunk_count(len(data))
+                wanted.difference_update(range(first, first + chunk_count(len(data))))
                 writing = asyncio.get_running_loop().run_in_executor(self._context.slow, put, first, data)
         finally:
             if writing is not None:
@@ -191,7 +198,7 @@ class Holding:
         if writing is not None:
             writing.result()
         if wanted:
-            raise CheckpointError(f"{self.app}: {wanted} chunks of checkpoint {manifest.stamp} did not come")
+            raise CheckpointError(f"{self.app}: {len(wanted)} chunks of checkpoint {manifest.stamp} did not come")
 
     def _tell(self) -> None:
         newest = self.newest
@@ -251,12 +258,23 @@ class Holding:
             manifest = answers[best].manifests[0]
             try:
                 await self.pull(best, manifest)
+            except DamagedError as error:
+                await self._have_verified(best)
+                return None, str(error)  # and now that it is known there, others are asked again
             except CheckpointError as error:
                 return None, str(error)
         found = await self._verified(loaded)
         if (found.manifest.stamp if found else NOTHING) >= stamps[best]:
             return found, ""
         return None, "it is damaged on this host"  # and now that this is known, others are asked again
+
+    async def _have_verified(self, host: str) -> None:
+        """Have a peer that has sent something damaged put aside what it is."""
+        server = self._context.servers.get(host)
+        with contextlib.suppress(CheckpointError):
+            if server is not None:
+                async for manifest, damage in self._context.peers.verify(server.address, self.app):
+                    log.info("%s: %s says of checkpoint %s: %s", self.app, host, manifest.stamp, damage or "it is whole")
 
     async def _verified(self, loaded: Stamp) -> Stored | None:
         newest = self.newest

@@ -86,12 +86,12 @@ class CheckpointServer:
         port = await self._exchange.start(self._settings.checkpoint_listen)
         address = advertised(self._settings.checkpoint_listen, port, self._settings.address)
         try:
+            await self._apps.start()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._show(address))
                 tasks.create_task(self._follow_placements())
                 tasks.create_task(self._follow_servers())
                 tasks.create_task(self._tidy_again())
-                await self._apps.start()
         finally:
             await self._apps.close()
             for task in list(self._tasks):
