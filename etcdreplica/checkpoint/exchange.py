@@ -57,6 +57,7 @@ class ExchangeServer:
         manifest = from_message(request.manifest)
         try:
             check_name("application name", manifest.app)
+            self._check_meant(request.to)
             if not 0 <= manifest.size <= MAX_SIZE or len(manifest.digests) != DIGEST * chunk_count(manifest.size):
                 raise CheckpointError("the manifest does not fit together")
             holding = self._holding(manifest.app)
@@ -75,6 +76,10 @@ class ExchangeServer:
     async def Have(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Say what is here, and refuse older epochs from now on."""
         holding = await self._of(request.app, context)
+        try:
+            self._check_meant(request.to)
+        except CheckpointError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         if request.epoch:
             try:
                 holding.fence(request.epoch)
@@ -122,6 +127,11 @@ class ExchangeServer:
                 if damage:
                     files.put_aside(stored, damage)
                 yield pb.Finding(manifest=to_message(stored.manifest, whole=False), damage=damage)
+
+    def _check_meant(self, host: str) -> None:
+        """Nobody may take what is here for what another host holds."""
+        if host != self._context.host:
+            raise CheckpointError(f"this is {self._context.host}, and not {host}")
 
     async def _of(self, app: str, context: Any) -> Holding:
         try:

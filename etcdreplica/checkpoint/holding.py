@@ -291,7 +291,7 @@ class Holding:
             if server is None:
                 return None
             try:
-                return host, await context.peers.have(server.address, self.app, epoch, ASK_S)
+                return host, await context.peers.have(host, server.address, self.app, epoch, ASK_S)
             except CheckpointError as error:
                 log.info("%s: cannot ask %s what it holds: %s", self.app, host, error)
                 return None

@@ -95,9 +95,9 @@ class Peers:
         if channel is not None:
             await channel.close()
 
-    async def offer(self, address: str, me: str, epoch: int, manifest: Manifest, data: bytes | None) -> None:
+    async def offer(self, host: str, address: str, me: str, epoch: int, manifest: Manifest, data: bytes | None) -> None:
         """Have a peer hold a checkpoint; return when it does durably. Raises StaleEpochError, CheckpointError."""
-        request = pb.OfferRequest(host=me, epoch=epoch, manifest=to_message(manifest), data=data or b"")
+        request = pb.OfferRequest(host=me, epoch=epoch, manifest=to_message(manifest), data=data or b"", to=host)
         inline = data is not None
         with _translated(address):
             reply = await self._stub(address).Offer(request, timeout=SMALL_S if inline else None, wait_for_ready=inline)
@@ -106,10 +106,10 @@ class Peers:
         if reply.status != pb.OfferReply.HELD:
             raise CheckpointError(reply.reason)
 
-    async def have(self, address: str, app: str, epoch: int, timeout_s: float) -> Holds:
+    async def have(self, host: str, address: str, app: str, epoch: int, timeout_s: float) -> Holds:
         """Return what a peer holds of an application, and have it refuse older epochs from now on. Raises CheckpointError."""
         with _translated(address):
-            reply = await self._stub(address).Have(pb.HaveRequest(app=app, epoch=epoch), timeout=timeout_s)
+            reply = await self._stub(address).Have(pb.HaveRequest(app=app, epoch=epoch, to=host), timeout=timeout_s)
         return Holds(tuple(from_message(message) for message in reply.manifests), reply.lost)
 
     async def fetch(self, address: str, manifest: Manifest, chunks: Sequence[int]) -> AsyncGenerator[tuple[int, bytes], None]:

@@ -198,7 +198,7 @@ class Reign:
                 data = source.read(0, source.manifest.size)
             except OSError as error:
                 raise CheckpointError(f"it cannot be read here: {error}") from None
-        await self._context.peers.offer(server.address, self._context.host, self.epoch, source.manifest, data)
+        await self._context.peers.offer(host, server.address, self._context.host, self.epoch, source.manifest, data)
 
     # --- acknowledging ---------------------------------------------------------------------------------------------
 
