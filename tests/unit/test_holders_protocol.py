@@ -219,9 +219,27 @@ class Protocol(RuleBasedStateMachine):
             reign.over = True
         return None if reign.over else reign
 
+    def ruling(self, host: str) -> str:
+        """Return this host if a primary's CheckpointServer is there, else one where there is: most others would do nothing."""
+        found = {other for other in HOSTS if self.servers[other].reign}
+        return host if host in found or not found else max(found, key=self.epoch_of)
+
+    def epoch_of(self, host: str) -> tuple[int, str]:
+        """Return that of the reign on a host, to choose the newest."""
+        reign = self.servers[host].reign
+        return (reign.epoch if reign else 0, host)
+
+    def pair(self, host: str, peer: str) -> tuple[str, str]:
+        """Return such a host, and another one with a seat."""
+        host = self.ruling(host)
+        reign = self.servers[host].reign
+        others = sorted(reign.assigned.seats - {host}) if reign else []
+        return host, peer if peer in others or not others else others[0]
+
     @rule(host=hosts)
     def read(self, host: str) -> None:
         """Read what stands in etcd; at first this tells whether the reign may begin."""
+        host = self.ruling(host)
         reign, server = self.servers[host].reign, self.servers[host]
         if reign is None:
             return
@@ -235,6 +253,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts)
     def make(self, host: str) -> None:
         """Make a checkpoint."""
+        host = self.ruling(host)
         reign, server = self.reign_of(host), self.servers[host]
         if reign is not None:
             self.sequence += 1
@@ -246,6 +265,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts, peer=hosts)
     def offer(self, host: str, peer: str) -> None:
         """Have another host accept the newest one."""
+        host, peer = self.pair(host, peer)
         reign, there = self.servers[host].reign, self.servers[peer]
         if reign is None or reign.over or peer in self.down or peer not in reign.assigned.seats - {host}:
             return
@@ -279,6 +299,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts, peer=hosts, answered=st.booleans())
     def hand_out(self, host: str, peer: str, answered: bool) -> None:
         """Offer at once and to the end."""
+        host, peer = self.pair(host, peer)
         before = len(self.offers)
         self.offer(host, peer)
         if len(self.offers) > before:
@@ -287,6 +308,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts, peer=hosts)
     def give_up(self, host: str, peer: str) -> None:
         """Count a host as silent."""
+        host, peer = self.pair(host, peer)
         reign = self.servers[host].reign
         if reign is not None and peer in reign.assigned.seats - {host}:
             reign.silent.add(peer)
@@ -294,6 +316,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts, confirmed=st.booleans())
     def write(self, host: str, confirmed: bool) -> None:
         """Bring the record up to date; if not confirmed, it may be written later or never."""
+        host = self.ruling(host)
         reign = self.servers[host].reign
         if reign is None or reign.over or reign.unread or self.servers[host].epoch(host) > reign.epoch:
             return
@@ -333,6 +356,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts)
     def acknowledge(self, host: str) -> None:
         """Tell the application what is durable."""
+        host = self.ruling(host)
         reign = self.reign_of(host)
         if reign is None:
             return
@@ -347,6 +371,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts)
     def settle(self, host: str) -> None:
         """Make a checkpoint, have it held everywhere, record and acknowledge it."""
+        host = self.ruling(host)
         self.learn(host)
         self.read(host)
         self.make(host)
@@ -359,9 +384,33 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts, peer=hosts)
     def spread(self, host: str, peer: str) -> None:
         """Make a checkpoint and acknowledge it as soon as one other host holds it."""
+        host, peer = self.pair(host, peer)
         self.make(host)
         self.hand_out(host, peer, answered=True)
         self.acknowledge(host)
+
+    @rule(host=hosts, peer=hosts, other=hosts, slow=st.booleans())
+    def come_back_late(self, host: str, peer: str, other: str, slow: bool) -> None:
+        """Have a holder leave and join again while a checkpoint is acknowledged that it does not have.
+
+        It is slow to say what it holds, or etcd is slow to say that it is a holder.
+        """
+        host, peer = self.pair(host, peer)
+        self.settle(host)
+        self.give_up(host, peer)
+        self.write(host, confirmed=True)
+        self.make(host)
+        before = len(self.offers)
+        self.offer(host, peer)
+        if len(self.offers) == before:
+            return
+        offer = self.offers.pop()
+        if slow:
+            self.spread(host, other)
+        self.finish(offer, answered=True)
+        self.write(host, confirmed=slow)
+        if not slow:
+            self.spread(host, other)
 
     @rule(host=hosts, others=st.permutations(HOSTS), peers=st.sets(hosts))
     def fail_over(self, host: str, others: list[str], peers: set[str]) -> None:
@@ -375,6 +424,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts)
     def restore_begin(self, host: str) -> None:
         """Read what stands in etcd, and refuse older epochs; a holder that has lost nothing need not ask anybody."""
+        host = host if self.servers[host].restore else self.assigned.primary
         server, assigned = self.servers[host], self.servers[host].assigned
         if host in self.down or assigned is None or assigned.primary != host or self.begun >= assigned.epoch:
             return
@@ -389,6 +439,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts, peers=st.sets(hosts))
     def ask(self, host: str, peers: set[str]) -> None:
         """Have other hosts say what they hold, and refuse older epochs."""
+        host = host if self.servers[host].restore else self.assigned.primary
         restore = self.servers[host].restore
         if restore is None:
             return
@@ -403,6 +454,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(host=hosts)
     def restore_end(self, host: str) -> None:
         """Take the newest of what there is, if that is all there can be."""
+        host = host if self.servers[host].restore else self.assigned.primary
         server, restore = self.servers[host], self.servers[host].restore
         if restore is None or server.epoch(host) > restore.epoch:
             return
@@ -478,6 +530,13 @@ class Protocol(RuleBasedStateMachine):
             server.lost = max(server.lost, server.disk.pop())
             self.forget(host)
 
+    @precondition(lambda self: self.losses < self.copies - 1)
+    @rule(host=hosts, others=st.permutations(HOSTS))
+    def promote_damaged(self, host: str, others: list[str]) -> None:
+        """Choose a primary that has just found its newest one damaged."""
+        self.damage(host)
+        self.promote(host, others)
+
     def forget(self, host: str) -> None:
         """A host has some checkpoints no longer."""
         for promised, kept in self.promises.items():
@@ -486,4 +545,4 @@ class Protocol(RuleBasedStateMachine):
 
 
 TestProtocol = Protocol.TestCase
-TestProtocol.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestProtocol.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
