@@ -7,7 +7,6 @@ answered is said again: the server knows by epoch and sequence what it has alrea
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -42,7 +41,7 @@ READ = 64 << 20
 class _Job:
     """One state on its way. `fd` is its sealed memory, once it has some."""
 
-    def __init__(self, epoch: int, sequence: int, codec: str, data: bytes | bytearray | memoryview | None, wait: bool) -> None:
+    def __init__(self, epoch: int, sequence: int, codec: str, data: bytes | None, wait: bool) -> None:
         self.epoch = epoch
         self.sequence = sequence
         self.codec = codec
@@ -53,6 +52,7 @@ class _Job:
         self.reached = 0
         self.trouble = ""
         self.refused = ""
+        self.until = 0.0  # when nobody waits any more
         self.over = threading.Event()
 
     def load(self) -> None:
@@ -99,6 +99,7 @@ class Checkpoints:
         self._path = checkpoint_socket(default_socket())
         self._link: Link | None = None
         self._lock = threading.Lock()
+        self._restoring = threading.Lock()
         self._sequence = 0
         self._jobs: dict[int, _Job] = {}  # said, and not answered yet
         self._pending: _Job | None = None  # the newest one that nobody waits for
@@ -109,22 +110,31 @@ class Checkpoints:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def save(self, state: Any, epoch: int, *, wait: bool, timeout: float) -> None:
-        """Store a state. Raises UsageError when it cannot be turned into bytes, and with `wait` CheckpointError."""
-        codec, data = self._codec.encode(state)
+    def number(self) -> int:
+        """Return that of the next checkpoint, taken before a state is looked at so that an older one never passes for newer."""
         with self._lock:
             self._sequence += 1
-            job = _Job(epoch, self._sequence, codec, data, wait)
+            return self._sequence
+
+    def save(self, state: Any, epoch: int, *, wait: bool, timeout: float, number: int | None = None) -> None:
+        """Store a state. Raises UsageError when it cannot be turned into bytes, and with `wait` CheckpointError."""
+        sequence = self.number() if number is None else number
+        codec, data = self._codec.encode(state)
+        job = _Job(epoch, sequence, codec, data, wait)
+        with self._lock:
+            self._following = False  # whoever stores is primary: what comes to this host from now on is its own
             if not wait:
-                self._pending = job
+                self._put_off(job)
         self._start()
         if not wait:
             self._nudge()
             return
-        until = boottime() + timeout
+        until = job.until = boottime() + timeout
         job.load()
         with self._lock:
-            self._pending = None  # it is older
+            if self._pending is not None and self._pending.sequence < job.sequence:
+                self._pending.end()
+                self._pending = None
             self._jobs[job.sequence] = job
             self._say(job)
         job.over.wait(max(0.0, until - boottime()))
@@ -143,6 +153,16 @@ class Checkpoints:
                 self._copies,
             )
 
+    def _put_off(self, job: _Job) -> None:
+        """Have the thread store a state, unless a newer one is on its way already."""
+        others = [*self._jobs.values(), *([self._pending] if self._pending is not None else [])]
+        if any(other.sequence > job.sequence for other in others):
+            job.end()
+            return
+        if self._pending is not None:
+            self._pending.end()  # nobody may go on waiting for it in `flush`
+        self._pending = job
+
     def restore(self, epoch: int, timeout: float) -> tuple[bool, Any]:
         """Return whether there is a checkpoint, and the newest one's state. `epoch` 0: for a copy that only reads.
 
@@ -150,6 +170,10 @@ class Checkpoints:
         """
         self._start()
         until = boottime() + timeout
+        with self._restoring:  # one question at a time
+            return self._restore(epoch, timeout, until)
+
+    def _restore(self, epoch: int, timeout: float, until: float) -> tuple[bool, Any]:
         while True:
             question = _Question(epoch, max(0.0, until - boottime()))
             with self._lock:
@@ -168,8 +192,11 @@ class Checkpoints:
                 raise CheckpointUnavailableError(str(answer["reason"]))
             if answer["path"] is None:
                 return False, None
-            with contextlib.suppress(FileNotFoundError):  # a newer one has come meanwhile
+            try:
                 return True, self._state_of(answer)
+            except FileNotFoundError:  # a newer one has come meanwhile
+                if boottime() >= until:
+                    raise CheckpointUnavailableError(f"{self._name}: {answer['path']} is not there for this process") from None
 
     def follow(self, on_checkpoint: Callable[[Any], Any] | None) -> None:
         """Hold each checkpoint that comes to this host, ready for `restore`, and tell of it."""
@@ -183,7 +210,9 @@ class Checkpoints:
         self._nudge()
         if self._thread is not None:
             self._thread.join()
-        for job in self._jobs.values():
+        with self._lock:
+            left, self._jobs = list(self._jobs.values()), {}
+        for job in left:
             job.end("this copy ends")
 
     def flush(self, timeout: float) -> None:
@@ -204,11 +233,16 @@ class Checkpoints:
             loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded[0] == stamp:
             return loaded[1]
-        fd = os.open(told["path"], os.O_RDONLY | os.O_CLOEXEC)
         try:
-            data = _read(fd, int(told["begin"]), int(told["size"]))
-        finally:
-            os.close(fd)
+            fd = os.open(told["path"], os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = _read(fd, int(told["begin"]), int(told["size"]))
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise CheckpointError(f"{self._name}: {told['path']} cannot be read: {error.strerror}") from None
         return self._codec.decode(str(told["codec"]), data)
 
     # --- the thread ------------------------------------------------------------------------------------------------
@@ -281,19 +315,20 @@ class Checkpoints:
     def _say(self, job: _Job) -> None:
         if self._link is not None and job.fd is not None:
             fields = {"epoch": job.epoch, "sequence": job.sequence, "codec": job.codec, "size": job.size, "fd": job.fd}
-            self._link.send("store", **fields, copies=self._copies, wait=job.wait)
+            within_s = max(0.0, job.until - boottime())
+            self._link.send("store", **fields, copies=self._copies, wait=job.wait, within=within_s)
 
     def _ask(self, question: _Question) -> None:
         if self._link is not None:
             loaded = self._loaded[0] if self._loaded is not None else (0, 0)
             within_s = max(0.0, question.until - boottime())
-            self._link.send("restore", epoch=question.epoch, loaded=loaded, within=within_s)
+            self._link.send("restore", epoch=question.epoch, loaded=loaded, within=within_s, question=id(question))
 
     def _take(self, message: Message) -> None:
         kind = message["type"]
         if kind in ("found", "unavailable"):
             with self._lock:
-                if self._question is not None:
+                if self._question is not None and message["question"] == id(self._question):  # not one given up before
                     self._question.answer = message
                     self._question.over.set()
         elif kind == "newest":

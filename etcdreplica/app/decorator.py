@@ -148,8 +148,8 @@ def protected(
     }
     if name is not None:
         options["name"] = check_name("application name", name)
-    if on_checkpoint is not None and not callable(on_checkpoint):
-        raise UsageError(f"on_checkpoint must be a function, not {on_checkpoint!r}")
+    if on_checkpoint is not None:
+        _check_ordinary("on_checkpoint", on_checkpoint)
     if checkpoint_interval is not None:
         check_seconds("checkpoint_interval", checkpoint_interval, 0.01)
     keeping = Keeping(Codec(codec), checkpoint_interval, on_checkpoint)
@@ -226,14 +226,21 @@ def _plain_probes(probes: Sequence[str | Probe], health: Callable[[], object] | 
     return plain if health is None or called else [*plain, {"target": PROBE_CALL}]
 
 
-def _check_health(health: Callable[[], object]) -> None:
-    """Refuse what cannot be called in a thread without arguments."""
-    if not callable(health):
-        raise UsageError(f"health must be a function, not {health!r}")
+def _check_ordinary(name: str, given: Callable[..., object]) -> None:
+    """Refuse what is no function, and what would only return a coroutine."""
+    if not callable(given):
+        raise UsageError(f"{name} must be a function, not {given!r}")
     import inspect
 
-    if inspect.iscoroutinefunction(health) or inspect.iscoroutinefunction(type(health).__call__):
-        raise UsageError(f"health must be an ordinary function, not the async {health!r}: it is called in a thread of its own")
+    if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(type(given).__call__):
+        raise UsageError(f"{name} must be an ordinary function, not the async {given!r}: it is called in a thread of its own")
+
+
+def _check_health(health: Callable[[], object]) -> None:
+    """Refuse what cannot be called in a thread without arguments."""
+    import inspect
+
+    _check_ordinary("health", health)
     try:
         signature = inspect.signature(health)
     except ValueError:  # a builtin that does not tell

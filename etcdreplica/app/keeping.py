@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from etcdreplica.app.log import logger
+from etcdreplica.clock import boottime
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.words import Role
 
@@ -52,29 +53,39 @@ class Keeper:
 
     def finish(self, checkpoints: Checkpoints, *, handover: bool) -> None:
         """The body has ended: see that what it has stored gets to this host, at a handover also its last state."""
-        if handover and self._replica._provider is not None and self._replica.role is Role.PRIMARY:
+        until = boottime() + LAST_S
+        provider = self._replica._provider
+        if handover and provider is not None and self._replica.role is Role.PRIMARY:
             try:
-                self._replica.checkpoint(self._replica._provider(), wait=True, timeout=LAST_S)
+                self._replica._store_provided(lambda: self._ask(provider), wait=True, timeout=LAST_S)
             except Exception as error:
                 logger().warning("%s: the last state before a handover: %s", self._replica.name, error)
-        checkpoints.flush(LAST_S)
+        checkpoints.flush(max(0.0, until - boottime()))
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval_s):
             provider = self._replica._provider
-            if provider is None or self._replica.role is not Role.PRIMARY:
+            if provider is None:
                 continue
             try:
-                self._replica.checkpoint(provider() if self._loop is None else self._in_loop(self._loop, provider))
+                self._replica._store_provided(lambda asked=provider: self._ask(asked))  # type: ignore[misc]
             except EtcdReplicaError as error:
                 logger().error("%s: its state was not stored: %s", self._replica.name, error)
             except BaseException:
-                logger().exception("the state function of %s raised", self._replica.name)
+                if not self._stopped.is_set():  # then its loop has ended, too
+                    logger().exception("the state function of %s raised", self._replica.name)
 
-    def _in_loop(self, loop: AbstractEventLoop, provider: Callable[[], Any]) -> Any:
+    def _ask(self, provider: Callable[[], Any]) -> Any:
+        """Call it where the body runs, if that is an event loop."""
+        if self._loop is None:
+            return provider()
         import asyncio
 
         async def ask() -> Any:
             return provider()
 
-        return asyncio.run_coroutine_threadsafe(ask(), loop).result()
+        asking = ask()
+        try:
+            return asyncio.run_coroutine_threadsafe(asking, self._loop).result()
+        finally:
+            asking.close()  # if the loop has ended before it came to it

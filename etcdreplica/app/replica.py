@@ -100,12 +100,13 @@ class Replica:
             NotDurableError: with `wait`, not enough hosts hold it after `timeout` seconds; it may get there later.
             CheckpointError: with `wait`, it was refused: the disk is full, or another copy is primary by now.
         """
-        if self._codec is None or self.role is not Role.PRIMARY:
+        role, epoch = self._is  # together: both may change
+        if self._codec is None or role is not Role.PRIMARY:
             return
         if self._checkpoints is None:
             self._codec.encode(state)  # unprotected: nothing is kept, but what would fail fails here too
             return
-        self._checkpoints.save(state, self.epoch, wait=wait, timeout=timeout)
+        self._checkpoints.save(state, epoch, wait=wait, timeout=timeout)
 
     def restore(self, default: Any = None, *, timeout: float = 30.0) -> Any:
         """Return the state of the newest checkpoint, or the default if there is none.
@@ -119,7 +120,8 @@ class Replica:
         """
         if self._checkpoints is None or self._codec is None:
             return default
-        found, state = self._checkpoints.restore(self.epoch if self.role is Role.PRIMARY else 0, timeout)
+        role, epoch = self._is
+        found, state = self._checkpoints.restore(epoch if role is Role.PRIMARY else 0, timeout)
         return self._codec.like(state, default) if found else default
 
     def state(self, provider: Callable[[], Any]) -> Callable[[], Any]:
@@ -131,6 +133,13 @@ class Replica:
             raise UsageError(f"state needs something to call, not {provider!r}")
         self._provider = provider
         return provider
+
+    def _store_provided(self, ask: Callable[[], Any], *, wait: bool = False, timeout: float = 30.0) -> None:
+        """Store what the provider gives. It counts as made when it was asked: what the body stores meanwhile is newer."""
+        role, epoch = self._is
+        if self._checkpoints is not None and role is Role.PRIMARY:
+            number = self._checkpoints.number()
+            self._checkpoints.save(ask(), epoch, wait=wait, timeout=timeout, number=number)
 
     def advertise(self, endpoint: str) -> None:
         """Publish where clients reach this copy, as a URL or HOST:PORT; `etcdreplica describe` shows it."""

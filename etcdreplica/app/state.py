@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from types import UnionType
 from typing import TYPE_CHECKING
 
 from etcdreplica.app.protocol import STATE_NAME
@@ -30,10 +31,11 @@ class Codec:
 
     def __init__(self, given: Any = MSGPACK) -> None:
         self._own = self._type = None
+        self._checked = False  # whether a state was turned back into the type
         self.name = MSGPACK
         if given in (MSGPACK, PICKLE):
             self.name = given
-        elif isinstance(given, type) or hasattr(given, "__origin__"):
+        elif isinstance(given, type | UnionType) or hasattr(given, "__origin__"):
             self._type = given
         elif hasattr(given, "encode") and hasattr(given, "decode"):
             self._own = given
@@ -42,13 +44,13 @@ class Codec:
         if self._own is not None:
             self.name = str(getattr(given, "name", type(given).__qualname__))[:64]
 
-    def encode(self, state: Any) -> tuple[str, bytes | bytearray | memoryview]:
+    def encode(self, state: Any) -> tuple[str, bytes]:
         """Return the name of what was used, and the bytes. Raises UsageError for a state that cannot be turned into bytes."""
         if self._own is not None:
             data = self._own.encode(state)
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise UsageError(f"encode of the codec {self.name} returned {type(data).__name__} instead of bytes")
-            return self.name, data
+            return self.name, data if isinstance(data, bytes) else bytes(data)
         if isinstance(state, bytes):
             return BYTES, state
         if isinstance(state, bytearray | memoryview):
@@ -56,16 +58,26 @@ class Codec:
         if self.name == PICKLE:
             import pickle
 
-            return PICKLE, pickle.dumps(state, pickle.HIGHEST_PROTOCOL)
+            try:
+                return PICKLE, pickle.dumps(state, pickle.HIGHEST_PROTOCOL)
+            except Exception as error:
+                raise UsageError(f"this state cannot be stored as pickle: {type(error).__name__}: {error}") from error
         import msgspec
 
         try:
-            return MSGPACK, msgspec.msgpack.encode(state)
+            data = msgspec.msgpack.encode(state)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise UsageError(
                 f"this state cannot be stored as msgpack ({error}): use plain values, attrs or dataclasses, or give "
                 "@protected a codec= of your own"
             ) from None
+        if self._type is not None and not self._checked:
+            try:
+                msgspec.msgpack.decode(data, type=self._type)
+            except Exception as error:  # better now than when somebody needs it
+                raise UsageError(f"this state could not be turned back into the codec's {self._type!r}: {error}") from None
+            self._checked = True
+        return MSGPACK, data
 
     def decode(self, name: str, data: bytes) -> Any:
         """Turn bytes back. Raises CheckpointError when they were made by another codec, or do not decode."""
@@ -93,7 +105,7 @@ class Codec:
 
             try:
                 return msgspec.convert(state, type(default))
-            except msgspec.ValidationError as error:
+            except Exception as error:  # also a class with fields that msgspec cannot make
                 raise CheckpointError(f"the checkpoint is no {type(default).__name__}: {error}") from None
         return state
 
@@ -108,9 +120,9 @@ def open_sealed() -> int:
     return os.memfd_create(STATE_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
-def fill(fd: int, data: bytes | bytearray | memoryview) -> None:
+def fill(fd: int, data: bytes) -> None:
     """Write a state. The interpreter's lock is free meanwhile."""
-    view = memoryview(data).cast("B")
+    view = memoryview(data)
     while view:
         view = view[os.write(fd, view[: 64 << 20]) :]
 

@@ -45,7 +45,7 @@ async def ask(view: ClusterView, peers: Peers, app: AppView, *, whole: bool = Fa
 
     async def one(host: str) -> Answer:
         try:
-            holds = await peers.have(view.servers[host].address, app.name, 0, ASK_S, whole=whole)
+            holds = await peers.have(host, view.servers[host].address, app.name, 0, ASK_S, whole=whole)
         except CheckpointError as error:
             return Answer(host, error=str(error))
         manifests = tuple(manifest for manifest in holds.manifests if manifest.stamp.epoch >= app.born)
@@ -188,7 +188,7 @@ async def bring_in(
         if len(holders) == app.registration.degree:
             break
         try:
-            await peers.put(view.servers[host].address, epoch, manifest, _pieces(file, tell))
+            await peers.put(host, view.servers[host].address, epoch, manifest, _pieces(file, tell))
         except StaleEpochError as error:
             raise CheckpointError(f"{app.name}: a primary has been chosen meanwhile: {error}") from None
         except CheckpointError as error:

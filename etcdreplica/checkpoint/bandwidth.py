@@ -24,4 +24,8 @@ class Bandwidth:
         now = self._clock()
         self._free_at = max(self._free_at, now - BURST_S) + count / self._bytes_s
         if self._free_at > now:
-            await asyncio.sleep(self._free_at - now)
+            try:
+                await asyncio.sleep(self._free_at - now)
+            except asyncio.CancelledError:
+                self._free_at -= count / self._bytes_s  # nothing was sent
+                raise

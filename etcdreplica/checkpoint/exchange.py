@@ -16,7 +16,7 @@ from etcdreplica.checkpoint.format import DIGEST, Manifest, chunk_count
 from etcdreplica.checkpoint.holding import Context, Holding, Source
 from etcdreplica.checkpoint.peers import INLINE, OPTIONS, SILENCE_S, from_message, pieces, span_bytes, to_message
 from etcdreplica.daemon.tls import PeerTls
-from etcdreplica.errors import CheckpointError, StaleEpochError, UsageError
+from etcdreplica.errors import CheckpointError, StaleEpochError, StorageError, UsageError
 from etcdreplica.model import Stamp
 from etcdreplica.words import check_name
 
@@ -87,6 +87,7 @@ class ExchangeServer:
         manifest = from_message(request.manifest)
         try:
             check_name("application name", manifest.app)
+            self._check_meant(request.to)
             if not 0 <= manifest.size <= MAX_SIZE or len(manifest.digests) != DIGEST * chunk_count(manifest.size):
                 raise CheckpointError("the manifest does not fit together")
             holding = self._holding(manifest.app)
@@ -102,6 +103,10 @@ class ExchangeServer:
     async def Have(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Say what is here, and refuse older epochs from now on."""
         holding = await self._of(request.app, context)
+        try:
+            self._check_meant(request.to)
+        except CheckpointError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         if request.epoch:
             try:
                 holding.fence(request.epoch)
@@ -142,10 +147,19 @@ class ExchangeServer:
         files, loop = self._context.files, asyncio.get_running_loop()
         for app in [request.app] if request.app else files.apps:
             for stored in files.all(app):
-                damage = await loop.run_in_executor(self._context.slow, files.damage, stored)
-                if damage and stored in files.all(app):  # and not one that was removed meanwhile
+                try:
+                    damage = await loop.run_in_executor(self._context.slow, files.damage, stored)
+                except StorageError as error:
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+                    raise
+                if damage:
                     files.put_aside(stored, damage)
                 yield pb.Finding(manifest=to_message(stored.manifest, whole=False), damage=damage)
+
+    def _check_meant(self, host: str) -> None:
+        """Nobody may take what is here for what another host holds."""
+        if host != self._context.host:
+            raise CheckpointError(f"this is {self._context.host}, and not {host}")
 
     async def _of(self, app: str, context: Any) -> Holding:
         try:

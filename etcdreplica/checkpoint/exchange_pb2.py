@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%etcdreplica/checkpoint/exchange.proto\x12\x19\x65tcdreplica.checkpoint.v1\"t\n\x08Manifest\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x03\x12\x0f\n\x07\x64igests\x18\x06 \x01(\x0c\x12\x0c\n\x04wall\x18\x07 \x01(\x01\"p\n\x0cOfferRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x35\n\x08manifest\x18\x02 \x01(\x0b\x32#.etcdreplica.checkpoint.v1.Manifest\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\"\x85\x01\n\nOfferReply\x12<\n\x06status\x18\x01 \x01(\x0e\x32,.etcdreplica.checkpoint.v1.OfferReply.Status\x12\x0e\n\x06reason\x18\x02 \x01(\t\")\n\x06Status\x12\x08\n\x04HELD\x10\x00\x12\t\n\x05STALE\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\"\x83\x01\n\nPutRequest\x12\x35\n\x08manifest\x18\x01 \x01(\x0b\x32#.etcdreplica.checkpoint.v1.Manifest\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12/\n\x05piece\x18\x03 \x01(\x0b\x32 .etcdreplica.checkpoint.v1.Piece\"8\n\x0bHaveRequest\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\r\n\x05whole\x18\x03 \x01(\x08\"Q\n\tHaveReply\x12\x36\n\tmanifests\x18\x01 \x03(\x0b\x32#.etcdreplica.checkpoint.v1.Manifest\x12\x0c\n\x04lost\x18\x02 \x01(\x08\"n\n\x0c\x46\x65tchRequest\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x30\n\x06ranges\x18\x04 \x03(\x0b\x32 .etcdreplica.checkpoint.v1.Range\"%\n\x05Range\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"$\n\x05Piece\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1c\n\rVerifyRequest\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\"P\n\x07\x46inding\x12\x35\n\x08manifest\x18\x01 \x01(\x0b\x32#.etcdreplica.checkpoint.v1.Manifest\x12\x0e\n\x06\x64\x61mage\x18\x02 \x01(\t2\xc0\x03\n\x08\x45xchange\x12W\n\x05Offer\x12\'.etcdreplica.checkpoint.v1.OfferRequest\x1a%.etcdreplica.checkpoint.v1.OfferReply\x12U\n\x03Put\x12%.etcdreplica.checkpoint.v1.PutRequest\x1a%.etcdreplica.checkpoint.v1.OfferReply(\x01\x12T\n\x04Have\x12&.etcdreplica.checkpoint.v1.HaveRequest\x1a$.etcdreplica.checkpoint.v1.HaveReply\x12T\n\x05\x46\x65tch\x12\'.etcdreplica.checkpoint.v1.FetchRequest\x1a .etcdreplica.checkpoint.v1.Piece0\x01\x12X\n\x06Verify\x12(.etcdreplica.checkpoint.v1.VerifyRequest\x1a\".etcdreplica.checkpoint.v1.Finding0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%etcdreplica/checkpoint/exchange.proto\x12\x19\x65tcdreplica.checkpoint.v1\"t\n\x08Manifest\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x03\x12\x0f\n\x07\x64igests\x18\x06 \x01(\x0c\x12\x0c\n\x04wall\x18\x07 \x01(\x01\"|\n\x0cOfferRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x35\n\x08manifest\x18\x02 \x01(\x0b\x32#.etcdreplica.checkpoint.v1.Manifest\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\n\n\x02to\x18\x05 \x01(\t\"\x85\x01\n\nOfferReply\x12<\n\x06status\x18\x01 \x01(\x0e\x32,.etcdreplica.checkpoint.v1.OfferReply.Status\x12\x0e\n\x06reason\x18\x02 \x01(\t\")\n\x06Status\x12\x08\n\x04HELD\x10\x00\x12\t\n\x05STALE\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\"\x8f\x01\n\nPutRequest\x12\x35\n\x08manifest\x18\x01 \x01(\x0b\x32#.etcdreplica.checkpoint.v1.Manifest\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12/\n\x05piece\x18\x03 \x01(\x0b\x32 .etcdreplica.checkpoint.v1.Piece\x12\n\n\x02to\x18\x04 \x01(\t\"D\n\x0bHaveRequest\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\r\n\x05whole\x18\x03 \x01(\x08\x12\n\n\x02to\x18\x04 \x01(\t\"Q\n\tHaveReply\x12\x36\n\tmanifests\x18\x01 \x03(\x0b\x32#.etcdreplica.checkpoint.v1.Manifest\x12\x0c\n\x04lost\x18\x02 \x01(\x08\"n\n\x0c\x46\x65tchRequest\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x30\n\x06ranges\x18\x04 \x03(\x0b\x32 .etcdreplica.checkpoint.v1.Range\"%\n\x05Range\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"$\n\x05Piece\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1c\n\rVerifyRequest\x12\x0b\n\x03\x61pp\x18\x01 \x01(\t\"P\n\x07\x46inding\x12\x35\n\x08manifest\x18\x01 \x01(\x0b\x32#.etcdreplica.checkpoint.v1.Manifest\x12\x0e\n\x06\x64\x61mage\x18\x02 \x01(\t2\xc0\x03\n\x08\x45xchange\x12W\n\x05Offer\x12\'.etcdreplica.checkpoint.v1.OfferRequest\x1a%.etcdreplica.checkpoint.v1.OfferReply\x12U\n\x03Put\x12%.etcdreplica.checkpoint.v1.PutRequest\x1a%.etcdreplica.checkpoint.v1.OfferReply(\x01\x12T\n\x04Have\x12&.etcdreplica.checkpoint.v1.HaveRequest\x1a$.etcdreplica.checkpoint.v1.HaveReply\x12T\n\x05\x46\x65tch\x12\'.etcdreplica.checkpoint.v1.FetchRequest\x1a .etcdreplica.checkpoint.v1.Piece0\x01\x12X\n\x06Verify\x12(.etcdreplica.checkpoint.v1.VerifyRequest\x1a\".etcdreplica.checkpoint.v1.Finding0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,27 +34,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MANIFEST']._serialized_start=68
   _globals['_MANIFEST']._serialized_end=184
   _globals['_OFFERREQUEST']._serialized_start=186
-  _globals['_OFFERREQUEST']._serialized_end=298
-  _globals['_OFFERREPLY']._serialized_start=301
-  _globals['_OFFERREPLY']._serialized_end=434
-  _globals['_OFFERREPLY_STATUS']._serialized_start=393
-  _globals['_OFFERREPLY_STATUS']._serialized_end=434
-  _globals['_PUTREQUEST']._serialized_start=437
-  _globals['_PUTREQUEST']._serialized_end=568
-  _globals['_HAVEREQUEST']._serialized_start=570
-  _globals['_HAVEREQUEST']._serialized_end=626
-  _globals['_HAVEREPLY']._serialized_start=628
-  _globals['_HAVEREPLY']._serialized_end=709
-  _globals['_FETCHREQUEST']._serialized_start=711
-  _globals['_FETCHREQUEST']._serialized_end=821
-  _globals['_RANGE']._serialized_start=823
-  _globals['_RANGE']._serialized_end=860
-  _globals['_PIECE']._serialized_start=862
-  _globals['_PIECE']._serialized_end=898
-  _globals['_VERIFYREQUEST']._serialized_start=900
-  _globals['_VERIFYREQUEST']._serialized_end=928
-  _globals['_FINDING']._serialized_start=930
-  _globals['_FINDING']._serialized_end=1010
-  _globals['_EXCHANGE']._serialized_start=1013
-  _globals['_EXCHANGE']._serialized_end=1461
+  _globals['_OFFERREQUEST']._serialized_end=310
+  _globals['_OFFERREPLY']._serialized_start=313
+  _globals['_OFFERREPLY']._serialized_end=446
+  _globals['_OFFERREPLY_STATUS']._serialized_start=405
+  _globals['_OFFERREPLY_STATUS']._serialized_end=446
+  _globals['_PUTREQUEST']._serialized_start=449
+  _globals['_PUTREQUEST']._serialized_end=592
+  _globals['_HAVEREQUEST']._serialized_start=594
+  _globals['_HAVEREQUEST']._serialized_end=662
+  _globals['_HAVEREPLY']._serialized_start=664
+  _globals['_HAVEREPLY']._serialized_end=745
+  _globals['_FETCHREQUEST']._serialized_start=747
+  _globals['_FETCHREQUEST']._serialized_end=857
+  _globals['_RANGE']._serialized_start=859
+  _globals['_RANGE']._serialized_end=896
+  _globals['_PIECE']._serialized_start=898
+  _globals['_PIECE']._serialized_end=934
+  _globals['_VERIFYREQUEST']._serialized_start=936
+  _globals['_VERIFYREQUEST']._serialized_end=964
+  _globals['_FINDING']._serialized_start=966
+  _globals['_FINDING']._serialized_end=1046
+  _globals['_EXCHANGE']._serialized_start=1049
+  _globals['_EXCHANGE']._serialized_end=1497
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,7 @@ RESERVE = 1 << 20  # bytes from which on the room for all of it is asked for fir
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SYNC_FILE_RANGE_WRITE = 2
 _libc = ctypes.CDLL(None)
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # says nothing of the file
 
 
 @frozen
@@ -75,6 +76,8 @@ class Files:
                 if found.manifest.app != directory.name:
                     raise DamagedError(f"it belongs to {found.manifest.app}")
             except (DamagedError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in _SCARCE:
+                    raise
                 self._put_aside(directory.name, path, str(error))
             else:
                 yield found.manifest.stamp, found
@@ -99,7 +102,7 @@ class Files:
         return self._damaged.get(app, NOTHING) > (newest.manifest.stamp if newest else NOTHING)
 
     def verified(self, app: str, born: int = 0) -> Stored | None:
-        """Return the newest one that is whole, and put aside those that are not."""
+        """Return the newest one that is whole, and put aside those that are not. Raises StorageError."""
         while (stored := self.newest(app, born)) is not None:
             if not (what := self.damage(stored)):
                 return stored
@@ -107,10 +110,12 @@ class Files:
         return None
 
     def damage(self, stored: Stored) -> str:
-        """Look at every byte, and say what is wrong, or nothing."""
+        """Look at every byte, and say what is wrong, or nothing. Raises StorageError when it cannot be looked at just now."""
         try:
             fd = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            if error.errno in _SCARCE:
+                raise StorageError(f"{stored.path.name} cannot be read now: {error.strerror}") from error
             return f"cannot be opened: {error.strerror}"
         try:
             manifest, begin = read_prefix(fd)
@@ -124,9 +129,12 @@ class Files:
         return f"{bad} of {manifest.count} chunks are damaged" if bad else ""
 
     def put_aside(self, stored: Stored, what: str) -> None:
-        """Never use this one again; the next older one counts from now on."""
+        """Never use this one again; the next older one counts from now on. One that newer ones have pushed out is no loss."""
         with self._changing:
-            self._known.get(stored.manifest.app, {}).pop(stored.manifest.stamp, None)
+            known = self._known.get(stored.manifest.app, {})
+            if known.get(stored.manifest.stamp) != stored:
+                return
+            del known[stored.manifest.stamp]
         self._put_aside(stored.manifest.app, stored.path, what)
 
     def _put_aside(self, app: str, path: Path, what: str) -> None:

@@ -108,16 +108,16 @@ def read_prefix(fd: int) -> tuple[Manifest, int]:
     header_at = len(MAGIC) + _LENGTH.size
     try:
         header = _decode(start[header_at : header_at + length])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise DamagedError("its header is damaged") from None
-    if header.size < 0:
-        raise DamagedError("its header is damaged")
     end = header_at + length + DIGEST * chunk_count(header.size)
+    found = os.fstat(fd).st_size
+    if length > _MAX_HEADER or header.size < 0 or end + DIGEST > found:  # no memory is taken for what it only claims
+        raise DamagedError("its header is damaged")
     told = os.pread(fd, end + DIGEST, 0)
     if len(told) < end + DIGEST or digest(told[:end]) != told[end:]:
         raise DamagedError("its header is damaged")
     begin = end + DIGEST + -(end + DIGEST) % PAGE
-    found = os.fstat(fd).st_size
     if found != begin + header.size:
         raise DamagedError(f"it has {found} bytes instead of {begin + header.size}")
     stamp = Stamp(header.epoch, header.sequence)

@@ -17,7 +17,14 @@ from etcdreplica.checkpoint.format import Manifest, chunk_count
 from etcdreplica.checkpoint.peers import INLINE, Holds, Peers
 from etcdreplica.clock import Clock
 from etcdreplica.core.holders import NOTHING, enough, may_restore
-from etcdreplica.errors import CheckpointError, CheckpointUnavailableError, DamagedError, StaleEpochError, StoreError
+from etcdreplica.errors import (
+    CheckpointError,
+    CheckpointUnavailableError,
+    DamagedError,
+    StaleEpochError,
+    StorageError,
+    StoreError,
+)
 from etcdreplica.model import Checkpoint, Placement, Server, Stamp
 from etcdreplica.store import Entry, Key, Kind, Store
 
@@ -254,10 +261,10 @@ class Holding:
         while True:
             try:
                 recorded = await self._recorded()
-            except StoreError as error:
+                found, why = await self._find(recorded, epoch, loaded)
+            except (StoreError, StorageError) as error:
                 why = str(error)
             else:
-                found, why = await self._find(recorded, epoch, loaded)
                 if not why:
                     return found
             left = until - self._context.clock()
@@ -291,7 +298,7 @@ class Holding:
                 await self.pull(best, manifest)
             except DamagedError as error:
                 await self._have_verified(best)
-                return None, str(error)
+                return None, str(error)  # and now that it is known there, others are asked again
             except CheckpointError as error:
                 return None, str(error)
         found = await self._verified(loaded)
@@ -322,7 +329,7 @@ class Holding:
             if server is None:
                 return None
             try:
-                holds = await context.peers.have(server.address, self.app, epoch, ASK_S)
+                holds = await context.peers.have(host, server.address, self.app, epoch, ASK_S)
             except CheckpointError as error:
                 log.info("%s: cannot ask %s what it holds: %s", self.app, host, error)
                 return None

@@ -95,19 +95,21 @@ class Peers:
         if channel is not None:
             await channel.close()
 
-    async def offer(self, address: str, me: str, epoch: int, manifest: Manifest, data: bytes | None) -> None:
+    async def offer(self, host: str, address: str, me: str, epoch: int, manifest: Manifest, data: bytes | None) -> None:
         """Have a peer hold a checkpoint; return when it does durably. Raises StaleEpochError, CheckpointError."""
-        request = pb.OfferRequest(host=me, epoch=epoch, manifest=to_message(manifest), data=data or b"")
+        request = pb.OfferRequest(host=me, epoch=epoch, manifest=to_message(manifest), data=data or b"", to=host)
         with _translated(address):
             reply = await self._stub(address).Offer(request, timeout=SMALL_S if data is not None else None)
         _check(reply)
 
-    async def put(self, address: str, epoch: int, manifest: Manifest, data: AsyncIterator[tuple[int, bytes]]) -> None:
+    async def put(
+        self, host: str, address: str, epoch: int, manifest: Manifest, data: AsyncIterator[tuple[int, bytes]]
+    ) -> None:
         """Send a peer a checkpoint to hold, in order; return when it does durably. Raises StaleEpochError, CheckpointError."""
         with _translated(address):
             call = self._stub(address).Put()
             try:
-                await call.write(pb.PutRequest(manifest=to_message(manifest), epoch=epoch))
+                await call.write(pb.PutRequest(manifest=to_message(manifest), epoch=epoch, to=host))
                 async for first, piece in data:
                     async with asyncio.timeout(SILENCE_S):
                         await call.write(pb.PutRequest(piece=pb.Piece(first=first, data=piece)))
@@ -121,13 +123,13 @@ class Peers:
                 raise
             _check(await call)
 
-    async def have(self, address: str, app: str, epoch: int, timeout_s: float, *, whole: bool = False) -> Holds:
+    async def have(self, host: str, address: str, app: str, epoch: int, timeout_s: float, *, whole: bool = False) -> Holds:
         """Return what a peer holds of an application, and have it refuse older epochs from now on. Raises CheckpointError.
 
         Only the newest manifest has its digests, unless those of all are wanted (`whole`).
         """
         with _translated(address):
-            request = pb.HaveRequest(app=app, epoch=epoch, whole=whole)
+            request = pb.HaveRequest(app=app, epoch=epoch, whole=whole, to=host)
             reply = await self._stub(address).Have(request, timeout=timeout_s)
         return Holds(tuple(from_message(message) for message in reply.manifests), reply.lost)
 

@@ -1,5 +1,8 @@
 """What a host does for an application while its primary runs there: hand checkpoints out, and say when they are durable.
 
+It begins once this host is known to have all that was ever acknowledged: it is a holder, or has restored, or has been given a
+state of this very epoch. Until then nothing is handed out, and nobody's word in etcd is changed.
+
 One task for each other host offers it the newest checkpoint whenever it has an older one; what is made meanwhile is passed
 over. One task keeps the set of holders in etcd (`core.holders`), by transactions that fail once this host's placement has
 changed or somebody else has written. Acknowledging takes no etcd while the set stays as it is.
@@ -59,7 +62,8 @@ class Reign:
         self._manifests: dict[Stamp, Manifest] = {}
         self._entry: Entry | None = None
         self._changing: frozenset[str] = frozenset()  # holders that may stand in etcd by now, or still get there
-        self._acknowledged = NOTHING
+        self._acknowledged = NOTHING  # or what was restored: it may have been acknowledged before
+        self._copies: int | None = None  # on how many hosts the application wants each; None before it has said so
         self._began_at = context.clock()
         self._next_record_at = 0.0
         self._touched = asyncio.Event()
@@ -81,6 +85,7 @@ class Reign:
                 if stored is not None and (self._source is None or self._source.manifest.stamp < stored.manifest.stamp):
                     self.hand_out(Source.of(stored))
                 if stored is not None:
+                    self._acknowledged = max(self._acknowledged, stored.manifest.stamp)
                     self.held_here()
             except StaleEpochError as error:
                 self._end(str(error))
@@ -115,8 +120,9 @@ class Reign:
         for wake in self._wake.values():
             wake.set()
 
-    def hand_out(self, source: Source) -> None:
-        """Offer this from now on."""
+    def hand_out(self, source: Source, copies: int | None = None) -> None:
+        """Offer this from now on; the application wants it on `copies` hosts."""
+        self._copies = copies or self._copies
         self._source = self._holding.offered = source
         self._manifests[source.manifest.stamp] = source.manifest
         self.servers_changed()
@@ -133,6 +139,11 @@ class Reign:
             return
         self._waiters.append(waiter)
         self.touch()
+
+    def forget(self, waiter: Waiter) -> None:
+        """They wait no longer."""
+        with contextlib.suppress(ValueError):
+            self._waiters.remove(waiter)
 
     def touch(self) -> None:
         """See who can be told something, and whether the record must change."""
@@ -187,7 +198,7 @@ class Reign:
                 data = source.read(0, source.manifest.size)
             except OSError as error:
                 raise CheckpointError(f"it cannot be read here: {error}") from None
-        await self._context.peers.offer(server.address, self._context.host, self.epoch, source.manifest, data)
+        await self._context.peers.offer(host, server.address, self._context.host, self.epoch, source.manifest, data)
 
     # --- acknowledging ---------------------------------------------------------------------------------------------
 
@@ -196,8 +207,7 @@ class Reign:
         return frozenset(self._entry.value.holders) if self._entry is not None else frozenset()
 
     def _acknowledge(self) -> None:
-        if self._holding.epoch > self.epoch:  # somebody may have asked what is here, and begun with that
-            self._end(f"epoch {self.epoch} is over: {self._context.host} knows of {self._holding.epoch}")
+        self._check_fence()
         if self.over:
             return
         for waiter in list(self._waiters):
@@ -209,6 +219,11 @@ class Reign:
             if done or waiter.told != (reached, self._trouble_in_words):
                 waiter.told = reached, self._trouble_in_words
                 waiter.tell(*waiter.told, done)
+
+    def _check_fence(self) -> None:
+        """Who restores has asked this host, and takes what it was told for all that will ever be acknowledged."""
+        if self._holding.epoch > self.epoch and not self.over:
+            self._end(f"epoch {self.epoch} is over: {self._context.host} knows of {self._holding.epoch}")
 
     def _end(self, reason: str) -> None:
         self.over = self.over or reason
@@ -228,6 +243,9 @@ class Reign:
     async def _record_once(self) -> float | None:
         """Bring the record up to date; return when to look again even if nothing happens."""
         now, entry, holding = self._context.clock(), self._entry, self._holding
+        self._check_fence()
+        if self.over:
+            return None
         seats = {self._context.host, *(holding.placement.peers if holding.placement else ())}
         recorded = entry.value.stamp if entry is not None else NOTHING
         if entry is None and self._source is not None:
@@ -236,7 +254,8 @@ class Reign:
             if waiting and now < self._began_at + FIRST_S:
                 return self._began_at + FIRST_S - now
         least = max(self._acknowledged, recorded)
-        new = next_holders(self._context.host, self._holders, seats, self._silent, self._held, least)
+        copies = len(self._holders) if self._copies is None else self._copies
+        new = next_holders(self._context.host, self._holders, seats, self._silent, self._held, least, copies)
         if new is None and not self._changing:
             if durable(self._holders, self._held) <= recorded:
                 return None
@@ -265,14 +284,16 @@ class Reign:
             await asyncio.sleep(RETRY_S[0])
             await self._read()
             return
-        self._changing = frozenset()
-        if result.succeeded:
-            self._entry = Entry(holding.key, value, result.revision)
-            self._manifests = {s: m for s, m in self._manifests.items() if s >= stamp}
-            self.touch()
-        else:
+        if not result.succeeded:
             await asyncio.sleep(RETRY_S[0])  # by then we know of the placement that was in the way
-            await self._read()
+            await self._read()  # an earlier write may have been: only now it is known, and none can follow any more
+            self._changing = frozenset()
+            self.touch()
+            return
+        self._changing = frozenset()
+        self._entry = Entry(holding.key, value, result.revision)
+        self._manifests = {s: m for s, m in self._manifests.items() if s >= stamp}
+        self.touch()
 
     async def _read(self) -> None:
         """Learn what stands in etcd."""

@@ -89,12 +89,12 @@ class CheckpointServer:
         port = await self._exchange.start(self._settings.checkpoint_listen)
         address = advertised(self._settings.checkpoint_listen, port, self._settings.address)
         try:
+            await self._apps.start()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._show(address))
                 tasks.create_task(self._follow_placements())
                 tasks.create_task(self._follow_servers())
                 tasks.create_task(self._tidy_again())
-                await self._apps.start()
         finally:
             await self._apps.close()
             for task in list(self._tasks):
@@ -259,17 +259,19 @@ class CheckpointServer:
             source = Source(Manifest(app, stamp, codec, size, b"", time.time()), fd=fd)
             if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(fd).st_size != size:
                 raise ProtocolError("the state could be changed under us")
-            self._spawn(self._store_state(app, connection, source, copies if message["wait"] else 0))
+            until = self._clock() + float(message["within"]) if message["wait"] else None
+            self._spawn(self._store_state(app, connection, source, copies, until))
         elif kind == "restore":
             loaded = Stamp(*map(int, message["loaded"]))
-            self._spawn(self._restore(app, connection, int(message["epoch"]), loaded, float(message["within"])))
+            answer = partial(connection.send, question=int(message["question"]))
+            self._spawn(self._restore(app, answer, int(message["epoch"]), loaded, float(message["within"])))
         elif kind == "follow":
             self._spawn(self._feed(app, connection, closing))
         else:
             raise ProtocolError(f"unknown message {kind!r}")
 
-    async def _store_state(self, app: str, connection: AppConnection, source: Source, copies: int) -> None:
-        """Store a state; `copies`: on how many hosts somebody waits for it to be durable, 0 for nobody."""
+    async def _store_state(self, app: str, connection: AppConnection, source: Source, copies: int, until: float | None) -> None:
+        """Store a state that is wanted on `copies` hosts; until when somebody waits for that, None for nobody."""
         stamp = source.manifest.stamp
         refuse = partial(connection.send, "refused", sequence=stamp.sequence)
         try:
@@ -279,7 +281,7 @@ class CheckpointServer:
             async with self._storing.setdefault(app, asyncio.Lock()):
                 if stamp > holding.stamp:
                     source = await self._with_digests(source)
-                    reign.hand_out(source)
+                    reign.hand_out(source, copies)
                     await holding.keep(source)
             reign.held_here()
         except CheckpointError as error:
@@ -287,12 +289,14 @@ class CheckpointServer:
             refuse(reason=str(error))
             return
         connection.send("kept", sequence=stamp.sequence)
-        if copies:
+        if until is not None:
 
             def tell(reached: int, trouble: str, done: bool) -> None:
                 connection.send("reached", sequence=stamp.sequence, hosts=reached, done=done, trouble=trouble)
 
-            reign.wait(Waiter(stamp, copies, tell, lambda reason: refuse(reason=reason)))
+            waiter = Waiter(stamp, copies, tell, lambda reason: refuse(reason=reason))
+            reign.wait(waiter)
+            asyncio.get_running_loop().call_later(max(0.0, until - self._clock()), reign.forget, waiter)
 
     async def _with_digests(self, source: Source) -> Source:
         manifest, fd = source.manifest, source.fd
@@ -312,16 +316,16 @@ class CheckpointServer:
         source.manifest = _with(manifest, b"".join(found))
         return source
 
-    async def _restore(self, app: str, connection: AppConnection, epoch: int, loaded: Stamp, within_s: float) -> None:
+    async def _restore(self, app: str, answer: Callable[..., None], epoch: int, loaded: Stamp, within_s: float) -> None:
         try:
             holding = await self._seat(app)
             stored = await holding.restore(epoch, loaded, self._clock() + within_s)
             if epoch:
                 self._begin_reign(holding, epoch)
         except CheckpointError as error:
-            connection.send("unavailable", reason=str(error))
+            answer("unavailable", reason=str(error))
         else:
-            connection.send("found", **(_told(stored) if stored is not None else {"path": None}))
+            answer("found", **(_told(stored) if stored is not None else {"path": None}))
 
     async def _feed(self, app: str, connection: AppConnection, closing: list[Callable[[], None]]) -> None:
         """Tell a copy of each checkpoint that comes to this host."""

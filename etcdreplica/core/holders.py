@@ -3,7 +3,8 @@
 The *holders* are the in-sync set, written in etcd. A checkpoint is acknowledged only when each of them holds it. So whatever
 was acknowledged is on every holder, and whoever restores must either be one or ask one. The set changes in etcd only, by the
 primary's CheckpointServer: a host joins when it holds all that was acknowledged, and leaves when it has no seat any more or
-does not answer. While a change is being written both sets must hold what is acknowledged, since it may have happened.
+does not answer, but not before others make up for it. While a change is being written both sets must hold what is
+acknowledged, since it may have happened.
 
 This is primary-backup replication with etcd as the configuration manager, for a state that is replaced as a whole.
 """
@@ -40,17 +41,21 @@ def next_holders(
     silent: AbstractSet[str],
     held: Mapping[str, Stamp],
     least: Stamp,
+    copies: int,
 ) -> frozenset[str] | None:
     """Return what the holders should become, or None if they are as they should be, or cannot be said yet.
 
     `seats` are the hosts that should hold it, `silent` those that do not answer, `held` what each is known to hold, `least`
-    the newest checkpoint that was acknowledged or stands in etcd: nobody joins with less.
+    the newest checkpoint that was acknowledged or stands in etcd: nobody joins with less. Fewer than `copies` acknowledge
+    nothing, so whoever would leave fewer stays: what it holds is still all that was acknowledged, and may be all that is left.
     """
     if held.get(me, NOTHING) < max(least, Stamp(1)):
         return None  # we do not know enough to speak for anybody
     stay = {host for host in holders if host in seats and host not in silent}
     join = {host for host in seats - holders if host not in silent and held.get(host, NOTHING) >= max(least, Stamp(1))}
     found = frozenset(stay | join | {me})
+    leaving = sorted(holders - found, key=lambda host: (host in seats, held.get(host, NOTHING), host), reverse=True)
+    found |= frozenset(leaving[: max(0, copies - len(found))])
     return None if found == holders else found
 
 

@@ -26,7 +26,7 @@ class PeerTls:
             raise ConfigurationError("TLS between hosts needs three files: --peer-ca, --peer-cert and --peer-key")
 
     def __bool__(self) -> bool:
-        return self.ca_file is not None
+        return bool(self.ca_file)
 
     def bind(self, server: Any, listen: str, what: str) -> int:
         """Have a server listen; return the port. Raises ConfigurationError when the address cannot be had."""

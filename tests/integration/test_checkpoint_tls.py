@@ -49,7 +49,7 @@ async def have(tls: PeerTls, address: str, app: str) -> bytes:
     """Ask a CheckpointServer for the newest state of an application."""
     peers = Peers(tls)
     try:
-        holds = await peers.have(address, app, 0, 5.0)
+        holds = await peers.have("host-b", address, app, 0, 5.0)
         pieces = [data async for _, data in peers.fetch(address, holds.manifests[0], range(holds.manifests[0].count))]
         return b"".join(pieces)
     finally:

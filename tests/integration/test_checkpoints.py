@@ -348,9 +348,9 @@ def test_older_epochs_are_refused(make: Callable[..., Stateful], shared_cluster:
         try:
             for host in seats(shared_cluster, app.name):
                 address = shared_cluster.servers[host].address
-                holds = await peers.have(address, app.name, 0, 5.0)
+                holds = await peers.have(host, address, app.name, 0, 5.0)
                 with pytest.raises(StaleEpochError, match=f"epoch {old} is over"):
-                    await peers.offer(address, "host-x", old, holds.manifests[0], b"of the second")
+                    await peers.offer(host, address, "host-x", old, holds.manifests[0], b"of the second")
         finally:
             await peers.close()
 

@@ -177,7 +177,7 @@ def put(cluster: LocalCluster, host: str, manifest: Manifest, data: bytes, *, at
     async def work() -> None:
         peers = Peers(PeerTls())
         try:
-            await peers.put(cluster.view.servers[host].address, epoch or manifest.stamp.epoch, manifest, pieces())
+            await peers.put(host, cluster.view.servers[host].address, epoch or manifest.stamp.epoch, manifest, pieces())
         finally:
             await peers.close()
 
