@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,6 +63,7 @@ class Files:
         """Find what is there, and put aside what is damaged. Raises StorageError."""
         with storing("the checkpoints of this host"):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flush_directory(self._directory.parent)
             for directory in self._directory.iterdir():
                 if directory.is_dir() and NAME.fullmatch(directory.name):
                     for path in directory.glob(f"*{DAMAGED}"):
@@ -95,6 +97,14 @@ class Files:
     def newest(self, app: str, born: int = 0) -> Stored | None:
         """Return the newest one since the epoch `born`, its state not looked at."""
         return next((stored for stored in self.all(app) if stored.manifest.stamp.epoch >= born), None)
+
+    def age_s(self, app: str) -> float:
+        """How long ago the newest one was written, by the wall clock: for housekeeping only."""
+        newest = self.newest(app)
+        try:
+            return time.time() - newest.path.stat().st_mtime if newest is not None else 0.0
+        except OSError:
+            return 0.0
 
     def has_lost(self, app: str) -> bool:
         """Whether a newer checkpoint than all that are here was found damaged."""

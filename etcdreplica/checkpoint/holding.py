@@ -97,6 +97,7 @@ class Holding:
         self._context = context
         self._fence = 0
         self._writing = asyncio.Lock()
+        self._pulling: set[asyncio.Task[Any]] = set()  # for peers that offer
 
     @property
     def born(self) -> int:
@@ -169,8 +170,18 @@ class Holding:
 
         What has come before a failure is not fetched again.
         """
+        async with self._context.slots:
+            task = asyncio.current_task()
+            assert task is not None
+            self._pulling.add(task)
+            try:
+                await self._pull(host, manifest)
+            finally:
+                self._pulling.discard(task)
+
+    async def _pull(self, host: str, manifest: Manifest) -> None:
         context = self._context
-        async with context.slots, self._writing:
+        async with self._writing:
             if manifest.stamp <= self.stamp:
                 return
             draft = await self._in_thread(manifest.size, lambda: context.files.draft(manifest))
@@ -294,8 +305,10 @@ class Holding:
         best = max(stamps, key=lambda host: (stamps[host], host == context.host))
         if stamps[best] > self.stamp:
             manifest = answers[best].manifests[0]
+            for task in self._pulling if epoch else ():
+                task.cancel()  # what a primary of before was handing out
             try:
-                await self.pull(best, manifest)
+                await self._pull(best, manifest)
             except DamagedError as error:
                 await self._have_verified(best)
                 return None, str(error)  # and now that it is known there, others are asked again

@@ -1,7 +1,7 @@
 """The way to other CheckpointServers: offer a checkpoint, ask what they hold, fetch one.
 
-Every call is bounded, but for an offer of a large checkpoint, whose other side is watched by pings instead: a host that is
-stopped or cut off fails it within `PING_S`.
+Every call is bounded. That of a large offer is long: its other side is watched by pings as well, so that a host that is stopped
+or cut off fails it within `PING_S`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from etcdreplica.checkpoint import exchange_pb2_grpc as stubs
 from etcdreplica.checkpoint.format import CHUNK, Manifest
 from etcdreplica.core.holders import NOTHING
 from etcdreplica.daemon.tls import PeerTls
-from etcdreplica.errors import CheckpointError, StaleEpochError
+from etcdreplica.errors import CheckpointError, ConfigurationError, StaleEpochError
 from etcdreplica.model import Stamp
 
 INLINE = 256 << 10  # bytes: a state up to this size travels with its offer
 PIECE = 16  # chunks in one message: 1 MiB
 SMALL_S = 2.0  # for an offer with its state
+LARGE_S, SLOWEST = 30.0, 1 << 20  # for another one: so long, and for each byte; a disk that hangs answers pings
 PING_S = 5.0
 SILENCE_S = 15.0  # a transfer of which nothing has come for so long has failed; the bandwidth may be limited
 OPTIONS = (
@@ -99,7 +100,8 @@ class Peers:
         """Have a peer hold a checkpoint; return when it does durably. Raises StaleEpochError, CheckpointError."""
         request = pb.OfferRequest(host=me, epoch=epoch, manifest=to_message(manifest), data=data or b"", to=host)
         with _translated(address):
-            reply = await self._stub(address).Offer(request, timeout=SMALL_S if data is not None else None)
+            limit_s = SMALL_S if data is not None else LARGE_S + manifest.size / SLOWEST
+            reply = await self._stub(address).Offer(request, timeout=limit_s)
         _check(reply)
 
     async def put(
@@ -202,6 +204,8 @@ def _translated(address: str) -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise CheckpointError(f"{address}: {error.code().name.lower()}: {error.details()}") from None
+    except ConfigurationError as error:  # a certificate that is just being replaced
+        raise CheckpointError(str(error)) from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or not task.cancelling():

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from attrs import define
 
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 RETRY_S = (0.05, 2.0)
 SILENCE_S = 2.0  # a host that has held nothing for so long, although it was asked, is no holder any more
 FIRST_S = 1.0  # for so long the first record waits for all hosts to hold what it is about
+MANIFESTS = 64  # that are known until etcd has learned of them
 RECORD_S = 1.0  # how often a record that only names a newer checkpoint is written
 
 
@@ -115,8 +116,11 @@ class Reign:
             self._silent.discard(host)
         self.touch()
 
-    def servers_changed(self) -> None:
-        """A CheckpointServer has come or gone."""
+    def servers_changed(self, anew: Iterable[str] = ()) -> None:
+        """A CheckpointServer has come or gone; those of `anew` may have come back with another disk."""
+        for host in anew:
+            if host != self._context.host:
+                self._held.pop(host, None)
         for wake in self._wake.values():
             wake.set()
 
@@ -125,6 +129,8 @@ class Reign:
         self._copies = copies or self._copies
         self._source = self._holding.offered = source
         self._manifests[source.manifest.stamp] = source.manifest
+        while len(self._manifests) > MANIFESTS:  # etcd is away
+            del self._manifests[min(self._manifests)]
         self.servers_changed()
 
     def held_here(self) -> None:

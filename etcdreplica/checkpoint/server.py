@@ -36,7 +36,7 @@ from etcdreplica.daemon.addresses import advertised
 from etcdreplica.daemon.app_server import AppConnection, AppServer
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.status_page import open_memory
-from etcdreplica.daemon.waiting import insist
+from etcdreplica.daemon.waiting import first, insist
 from etcdreplica.errors import CheckpointError, ProtocolError, StoreError
 from etcdreplica.model import Server, Stamp
 from etcdreplica.store import Corrupt, Exists, Key, Kind, Lease, Put, Snapshot, Store, Txn
@@ -49,6 +49,7 @@ LEFT_S = 0.5  # the same where its seat has just been given up
 RETRY_S = 0.5
 SPLIT = 4  # parts of a large state whose digests are computed at once
 TIDY_S = 600.0  # how often checkpoints of removed applications are looked for
+ORPHANED_S = 7 * 86400.0  # those that were not seen to be removed stay for so long: etcd may have lost its data
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -61,7 +62,7 @@ class CheckpointServer:
         self._clock = clock
         self._damaged: dict[str, str] = {}
         self._announce = asyncio.Event()
-        files = Files(settings.state_dir / "checkpoints", settings.checkpoint_keep, self._on_damage)
+        files = Files(settings.state_dir / "checkpoints" / settings.cluster, settings.checkpoint_keep, self._on_damage)
         self._context = Context(
             settings.host,
             store,
@@ -78,6 +79,7 @@ class CheckpointServer:
         self._reigns: dict[str, Reign] = {}
         self._storing: dict[str, asyncio.Lock] = {}
         self._seated: dict[str, asyncio.Event] = {}
+        self._placed = asyncio.Event()  # the placements of this host are known
         self._left: set[str] = set()  # applications that have lost their seat here
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -86,13 +88,16 @@ class CheckpointServer:
         """Serve. Raises ConfigurationError, StorageError, StoreDeniedError."""
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._context.files.scan)
-        port = await self._exchange.start(self._settings.checkpoint_listen)
-        address = advertised(self._settings.checkpoint_listen, port, self._settings.address)
         try:
             await self._apps.start()
+            following = asyncio.create_task(self._follow_placements())
+            self._tasks.add(following)
+            await first(following, self._placed.wait())  # only then do we know which epochs are over
+            listen = self._settings.checkpoint_listen
+            address = advertised(listen, await self._exchange.start(listen), self._settings.address)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._show(address))
-                tasks.create_task(self._follow_placements())
+                tasks.create_task(_as_coroutine(following))
                 tasks.create_task(self._follow_servers())
                 tasks.create_task(self._tidy_again())
         finally:
@@ -165,8 +170,9 @@ class CheckpointServer:
                 gone = {server.address for server in before.values()} - {server.address for server in servers.values()}
                 for address in gone:
                     await self._context.peers.forget(address)
+                anew = [host for host in servers if host in before and servers[host].pid != before[host].pid]
                 for reign in self._reigns.values():
-                    reign.servers_changed()
+                    reign.servers_changed(anew)
 
     async def _follow_placements(self) -> None:
         async with contextlib.aclosing(self._store.follow(Kind.PLACEMENTS, self._settings.host)) as batches:
@@ -178,6 +184,9 @@ class CheckpointServer:
                 for entry in batch.entries:
                     if not isinstance(entry.value, Corrupt):
                         self._place(entry.key.names[1], entry.value, entry.mod_revision)
+                        if entry.value is None:  # and not only missing, as when etcd has lost its data
+                            self._spawn(self._tidy(entry.key.names[1]))
+                self._placed.set()
 
     def _place(self, app: str, placement: Any, revision: int) -> None:
         holding = self._holding(app)
@@ -187,7 +196,6 @@ class CheckpointServer:
             self._left.add(app)
             self._end_reign(app)
             self._seat_of(app).clear()
-            self._spawn(self._tidy(app))
             return
         self._seat_of(app).set()
         self._left.discard(app)
@@ -216,9 +224,11 @@ class CheckpointServer:
         return self._holdings.get(app) or self._holdings.setdefault(app, Holding(self._context, app))
 
     async def _tidy_again(self) -> None:
+        """Remove what was left behind long ago: this host, or its server, was away when the application was removed."""
         while True:
-            for app in {*self._context.files.apps, *self._holdings}:
-                await self._tidy(app)
+            for app in self._context.files.apps:
+                if await asyncio.to_thread(self._context.files.age_s, app) > ORPHANED_S:
+                    await self._tidy(app)
             await asyncio.sleep(TIDY_S)
 
     async def _tidy(self, app: str) -> None:
@@ -354,6 +364,10 @@ class CheckpointServer:
 
     def _seat_of(self, app: str) -> asyncio.Event:
         return self._seated.setdefault(app, asyncio.Event())
+
+
+async def _as_coroutine(task: asyncio.Task[None]) -> None:
+    await task
 
 
 def _with(manifest: Manifest, found: bytes) -> Manifest:

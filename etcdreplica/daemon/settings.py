@@ -58,9 +58,9 @@ class NodeSettings:
             check_listen(listen, insecure=self.insecure or bool(self.peer_tls))
         if not 1 <= self.checkpoint_keep <= 1000:
             raise ConfigurationError(f"cannot keep {self.checkpoint_keep} checkpoints of an application: keep 1 to 1000")
-        if not 0 <= self.checkpoint_mib_s < float("inf"):
+        if self.checkpoint_mib_s and not 1 <= self.checkpoint_mib_s < float("inf"):
             raise ConfigurationError(
-                f"bad checkpoint bandwidth {self.checkpoint_mib_s:g} MiB/s: it must be 0 (no limit) or more"
+                f"bad checkpoint bandwidth {self.checkpoint_mib_s:g} MiB/s: use 0 (no limit), or 1 and more"
             )
         longest = checkpoint_socket(str(self.socket_path))
         if len(os.fsencode(longest)) > 107:

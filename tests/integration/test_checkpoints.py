@@ -76,7 +76,12 @@ def wait_holders(cluster: LocalCluster, app: str, holders: set[str]) -> Checkpoi
 
 def stored(cluster: LocalCluster, host: str, app: str) -> list[Path]:
     """Return the files of an application on a host, the newest first."""
-    return sorted((cluster.hosts[host].directory / "checkpoints" / app).glob("*.checkpoint"), reverse=True)
+    return sorted(directory_of(cluster, host, app).glob("*.checkpoint"), reverse=True)
+
+
+def directory_of(cluster: LocalCluster, host: str, app: str) -> Path:
+    """Where a host has the checkpoints of an application."""
+    return cluster.hosts[host].directory / "checkpoints" / cluster.cluster / app
 
 
 def seats(cluster: LocalCluster, app: str) -> list[str]:
@@ -266,7 +271,7 @@ def test_disk_full(cluster: LocalCluster) -> None:
     """The call says so, the last good state stays, and all goes on when there is room again."""
     app = Stateful(cluster, 1, "cold", host="host-a")
     assert app.ask("put", text="good")["error"] is None
-    directory = cluster.hosts["host-a"].directory / "checkpoints" / app.name
+    directory = directory_of(cluster, "host-a", app.name)
     kept = {path.name: path.read_bytes() for path in directory.iterdir()}
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(directory)], capture_output=True, check=False
@@ -313,7 +318,7 @@ def test_goes_on_after_a_cut(etcd_server: EmbeddedEtcd) -> None:
         app = Stateful(cluster, 2)
         app.ask("put", text="small")
         backup = seats(cluster, app.name)[1]
-        draft = cluster.hosts[backup].directory / "checkpoints" / app.name / "draft"
+        draft = directory_of(cluster, backup, app.name) / "draft"
         app.ask("save", size=60 * MIB, rounds=1, wait=False)
         eventually(lambda: draft.stat().st_blocks * 512 > 60 * MIB, "a draft", cluster)  # all of its room is taken first
         eventually(lambda: is_written(draft, 30 * MIB), "half of it", cluster)
@@ -388,7 +393,7 @@ def test_removed_application_leaves_nothing(make: Callable[..., Stateful], share
     shared_cluster.remove(app.name)
     assert record(shared_cluster, app.name) is None
     for host in hosts:
-        directory = shared_cluster.hosts[host].directory / "checkpoints" / app.name
+        directory = directory_of(shared_cluster, host, app.name)
         eventually(partial(is_gone, directory), f"{directory} to be gone", shared_cluster)
 
 

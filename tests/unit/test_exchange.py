@@ -26,6 +26,7 @@ class Holding:
     newer: int = 0
     full: bool = False
     taken: bytes | None = None
+    placement: object = "a seat"
 
     def fence(self, epoch: int) -> None:
         """Refuse older ones."""

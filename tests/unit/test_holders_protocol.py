@@ -8,8 +8,8 @@ These mistakes were tried by hand, and 1500 examples found each: `acknowledged` 
 newest instead of the oldest; a joiner that needs only what stands in etcd, or nothing; leaving before there are enough;
 `may_restore` without `me in holders`, without `here >= recorded`, without `damaged`; `enough` with any answer, with lossy
 hosts trusted, without comparing with what is recorded; acknowledging although a newer epoch has asked this host; no
-second look at the fence when an offer is held. Two that lose a checkpoint as well were not found in so few: a reign that begins
-with whatever is on its disk, and `changing` forgotten as soon as a write has failed.
+second look at the fence when an offer is held. A reign that begins with whatever is on its disk, which loses checkpoints as
+well, was not found in so few; `changing` forgotten as soon as a write has failed was not tried to an end.
 """
 
 from __future__ import annotations

@@ -150,7 +150,9 @@ def listed(keeper: Keeper) -> Any:
 
 def stored_on(keeper: Keeper, host: str) -> list[Path]:
     """Return the files of an application on a host, the oldest first."""
-    return sorted((keeper.cluster.hosts[host].directory / "checkpoints" / keeper.name).glob("*.checkpoint"))
+    return sorted(
+        (keeper.cluster.hosts[host].directory / "checkpoints" / keeper.cluster.cluster / keeper.name).glob("*.checkpoint")
+    )
 
 
 def flip_a_byte(path: Path) -> None:
