@@ -151,6 +151,8 @@ class EtcdChannel:
                 self._rotate(used)
             raise error from None
         except grpc.aio.AioRpcError as error:
+            if isinstance(cancelled := _given_up(self.endpoint), asyncio.CancelledError):
+                raise cancelled from None  # gRPC may have swallowed it: a call that fails at that very moment only fails
             if _token_expired(error):
                 self._token = None
                 raise StoreUnavailableError(f"etcd at {self.endpoint} wants a new token") from None

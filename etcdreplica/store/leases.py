@@ -115,7 +115,8 @@ class LeaseKeeper:
         self._tasks = []
 
     async def _renew(self) -> None:
-        while True:
+        task = asyncio.current_task()
+        while task is None or not task.cancelling():  # gRPC may swallow a cancellation
             for lease in self._leases.values():
                 lease.sent.clear()
             try:

@@ -199,7 +199,7 @@ class LocalCluster:
             f"{host} to come up",
         )
 
-    def remove(self, app: str, timeout: float = 30.0) -> None:
+    def remove(self, app: str, timeout: float = 60.0) -> None:
         """Remove an application, as `etcdreplica remove` does, and wait until it has ended everywhere."""
         keys = Key(Kind.REGISTRATIONS, (app,)), Key(Kind.PAUSES, ("app", app))
         assert self._observer is not None
