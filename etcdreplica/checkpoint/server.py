@@ -36,7 +36,7 @@ from etcdreplica.daemon.addresses import advertised
 from etcdreplica.daemon.app_server import AppConnection, AppServer
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.status_page import open_memory
-from etcdreplica.daemon.waiting import first, insist
+from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import CheckpointError, ProtocolError, StoreError
 from etcdreplica.model import Server, Stamp
 from etcdreplica.store import Corrupt, Exists, Key, Kind, Lease, Put, Snapshot, Store, Txn
@@ -79,7 +79,6 @@ class CheckpointServer:
         self._reigns: dict[str, Reign] = {}
         self._storing: dict[str, asyncio.Lock] = {}
         self._seated: dict[str, asyncio.Event] = {}
-        self._placed = asyncio.Event()  # the placements of this host are known
         self._left: set[str] = set()  # applications that have lost their seat here
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -90,9 +89,12 @@ class CheckpointServer:
         await asyncio.to_thread(self._context.files.scan)
         try:
             await self._apps.start()
-            following = asyncio.create_task(self._follow_placements())
+            placed = asyncio.get_running_loop().create_future()
+            following = asyncio.create_task(self._follow_placements(placed))
             self._tasks.add(following)
-            await first(following, self._placed.wait())  # only then do we know which epochs are over
+            await asyncio.wait(
+                (following, placed), return_when=asyncio.FIRST_COMPLETED
+            )  # until then, no epoch is known to be over
             listen = self._settings.checkpoint_listen
             address = advertised(listen, await self._exchange.start(listen), self._settings.address)
             async with asyncio.TaskGroup() as tasks:
@@ -174,7 +176,8 @@ class CheckpointServer:
                 for reign in self._reigns.values():
                     reign.servers_changed(anew)
 
-    async def _follow_placements(self) -> None:
+    async def _follow_placements(self, placed: asyncio.Future[None]) -> None:
+        """Follow them for ever; `placed` is done once they are known."""
         async with contextlib.aclosing(self._store.follow(Kind.PLACEMENTS, self._settings.host)) as batches:
             async for batch in batches:
                 found = {entry.key.names[1] for entry in batch.entries}
@@ -186,7 +189,8 @@ class CheckpointServer:
                         self._place(entry.key.names[1], entry.value, entry.mod_revision)
                         if entry.value is None:  # and not only missing, as when etcd has lost its data
                             self._spawn(self._tidy(entry.key.names[1]))
-                self._placed.set()
+                if not placed.done():
+                    placed.set_result(None)
 
     def _place(self, app: str, placement: Any, revision: int) -> None:
         holding = self._holding(app)
