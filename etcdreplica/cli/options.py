@@ -182,7 +182,9 @@ def peer_tls(peer_ca: str | None, peer_cert: str | None, peer_key: str | None, *
     """Build it from a command's parameters. Raises ConfigurationError."""
     from etcdreplica.daemon.tls import PeerTls
 
-    return PeerTls(peer_ca, peer_cert, peer_key)
+    tls = PeerTls(peer_ca, peer_cert, peer_key)
+    tls.check()
+    return tls
 
 
 def node_settings(labels: tuple[str, ...] = (), **options: Any) -> NodeSettings:

@@ -28,6 +28,11 @@ class PeerTls:
     def __bool__(self) -> bool:
         return bool(self.ca_file)
 
+    def check(self) -> None:
+        """Raise ConfigurationError when a file cannot be read."""
+        if self:
+            self._read()
+
     def bind(self, server: Any, listen: str, what: str) -> int:
         """Have a server listen; return the port. Raises ConfigurationError when the address cannot be had."""
         try:
