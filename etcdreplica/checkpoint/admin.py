@@ -19,6 +19,7 @@ from etcdreplica.checkpoint.files import read
 from etcdreplica.checkpoint.format import Manifest, chunk_count, damaged_chunks, digests
 from etcdreplica.checkpoint.holding import Source, in_order
 from etcdreplica.checkpoint.peers import Holds, Peers, pieces, span_bytes
+from etcdreplica.checkpoint.wire import Piece
 from etcdreplica.core.holders import NOTHING
 from etcdreplica.core.view import AppView, ClusterView
 from etcdreplica.errors import CheckpointError, CheckpointUnavailableError, DamagedError, RefusedError, StaleEpochError
@@ -85,7 +86,7 @@ def choose(app: AppView, answers: Iterable[Answer], epoch: int | None = None, se
     return Choice(same[0][0], tuple(hosts))
 
 
-async def fetch(view: ClusterView, peers: Peers, choice: Choice) -> AsyncIterator[bytes]:
+async def fetch(view: ClusterView, peers: Peers, choice: Choice) -> AsyncIterator[bytes | memoryview]:
     """Yield its state in order, each chunk verified; where one host fails, the next one goes on. Raises CheckpointError."""
     manifest, at, failed = choice.manifest, 0, list[str]()
     for host in choice.hosts:
@@ -223,7 +224,7 @@ def _receivers(view: ClusterView, app: AppView) -> list[str]:
     return [host for host in ordered if host in view.servers]
 
 
-async def _pieces(file: Source, tell: Callable[[int], None]) -> AsyncIterator[tuple[int, bytes]]:
+async def _pieces(file: Source, tell: Callable[[int], None]) -> AsyncIterator[Piece]:
     manifest = file.manifest
     for first, count in pieces([(0, manifest.count)], manifest.count):
         try:

@@ -14,7 +14,8 @@ from etcdreplica.checkpoint import exchange_pb2_grpc as stubs
 from etcdreplica.checkpoint.bandwidth import Bandwidth
 from etcdreplica.checkpoint.format import DIGEST, Manifest, chunk_count
 from etcdreplica.checkpoint.holding import Context, Holding, Source
-from etcdreplica.checkpoint.peers import INLINE, OPTIONS, SILENCE_S, from_message, pieces, span_bytes, to_message
+from etcdreplica.checkpoint.peers import INLINE, OPTIONS, SERVICE, SILENCE_S, from_message, pieces, span_bytes, to_message
+from etcdreplica.checkpoint.wire import Piece, encode_piece
 from etcdreplica.daemon.tls import PeerTls
 from etcdreplica.errors import CheckpointError, StaleEpochError, StorageError, UsageError
 from etcdreplica.model import Stamp
@@ -43,7 +44,9 @@ class ExchangeServer:
     async def start(self, listen: str) -> int:
         """Listen; return the port. Raises ConfigurationError when the address cannot be had."""
         self._server = grpc.aio.server(options=_SERVER_OPTIONS)
+        fetch = grpc.unary_stream_rpc_method_handler(self.Fetch, pb.FetchRequest.FromString, encode_piece)
         stubs.add_ExchangeServicer_to_server(self, self._server)
+        self._server.add_registered_method_handlers(SERVICE, {"Fetch": fetch})  # in the place of the generated one
         port = self._tls.bind(self._server, listen, "checkpoint")
         await self._server.start()
         return port
@@ -116,7 +119,7 @@ class ExchangeServer:
         told = [to_message(m, whole=whole or not i) for i, m in enumerate(holds.manifests)]
         return pb.HaveReply(manifests=told, lost=holds.lost)
 
-    async def Fetch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Fetch(self, request: Any, context: Any) -> AsyncIterator[Piece]:  # noqa: N802
         """Send chunks; the next piece is read while one is on its way."""
         holding = await self._of(request.app, context)
         source = self._source(holding, Stamp(request.epoch, request.sequence))
@@ -137,10 +140,10 @@ class ExchangeServer:
         except OSError as error:
             await context.abort(grpc.StatusCode.DATA_LOSS, f"it cannot be read: {error.strerror}")
 
-    async def _piece(self, first: int, reading: asyncio.Future[bytes]) -> Any:
+    async def _piece(self, first: int, reading: asyncio.Future[bytes]) -> Piece:
         data = await reading
         await self._bandwidth.take(len(data))
-        return pb.Piece(first=first, data=data)
+        return first, data
 
     async def Verify(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Read everything, put aside what is damaged, and tell of each."""

@@ -241,7 +241,7 @@ class Draft:
             self._write(data, CHUNK * index)
         return True
 
-    def put(self, first: int, data: bytes) -> None:
+    def put(self, first: int, data: bytes | memoryview) -> None:
         """Write chunks that belong together; several threads may do so at a time. Raises DamagedError, StorageError."""
         view = memoryview(data)
         count = chunk_count(len(view))

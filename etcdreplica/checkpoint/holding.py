@@ -15,6 +15,7 @@ from attrs import define, evolve, field, frozen
 from etcdreplica.checkpoint.files import Files, Stored
 from etcdreplica.checkpoint.format import Manifest, chunk_count
 from etcdreplica.checkpoint.peers import INLINE, Holds, Peers
+from etcdreplica.checkpoint.wire import Piece
 from etcdreplica.clock import Clock
 from etcdreplica.core.holders import NOTHING, enough, may_restore
 from etcdreplica.errors import (
@@ -203,7 +204,7 @@ class Holding:
             await self._in_thread(manifest.size, draft.commit)
             self._tell()
 
-    async def receive(self, manifest: Manifest, pieces: AsyncIterator[tuple[int, bytes]]) -> None:
+    async def receive(self, manifest: Manifest, pieces: AsyncIterator[Piece]) -> None:
         """Store a checkpoint that must be newer than those here, as its pieces come, in order. Raises CheckpointError."""
         context = self._context
         async with context.slots, self._writing:
@@ -220,8 +221,8 @@ class Holding:
 
     async def _write(
         self,
-        put: Callable[[int, bytes], None],
-        pieces: AsyncIterator[tuple[int, bytes]],
+        put: Callable[[int, bytes | memoryview], None],
+        pieces: AsyncIterator[Piece],
         manifest: Manifest,
         wanted: Iterable[int],
     ) -> None:
@@ -358,7 +359,7 @@ class Holding:
         return Holds(tuple(stored), files.has_lost(self.app))
 
 
-async def in_order(pieces: AsyncIterator[tuple[int, bytes]], at: int = 0) -> AsyncIterator[tuple[int, bytes]]:
+async def in_order(pieces: AsyncIterator[Piece], at: int = 0) -> AsyncIterator[Piece]:
     """Yield pieces that follow each other, from chunk `at` on. Raises CheckpointError when one does not."""
     async for first, data in pieces:
         if first != at:

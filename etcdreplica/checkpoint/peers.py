@@ -18,11 +18,14 @@ from attrs import frozen
 from etcdreplica.checkpoint import exchange_pb2 as pb
 from etcdreplica.checkpoint import exchange_pb2_grpc as stubs
 from etcdreplica.checkpoint.format import CHUNK, Manifest
+from etcdreplica.checkpoint.wire import Piece, decode_piece
 from etcdreplica.core.holders import NOTHING
 from etcdreplica.daemon.tls import PeerTls
 from etcdreplica.errors import CheckpointError, ConfigurationError, StaleEpochError
 from etcdreplica.model import Stamp
 
+SERVICE = "etcdreplica.checkpoint.v1.Exchange"
+FETCH = f"/{SERVICE}/Fetch"
 INLINE = 256 << 10  # bytes: a state up to this size travels with its offer
 PIECE = 16  # chunks in one message: 1 MiB
 SMALL_S = 2.0  # for an offer with its state
@@ -104,9 +107,7 @@ class Peers:
             reply = await self._stub(address).Offer(request, timeout=limit_s)
         _check(reply)
 
-    async def put(
-        self, host: str, address: str, epoch: int, manifest: Manifest, data: AsyncIterator[tuple[int, bytes]]
-    ) -> None:
+    async def put(self, host: str, address: str, epoch: int, manifest: Manifest, data: AsyncIterator[Piece]) -> None:
         """Send a peer a checkpoint to hold, in order; return when it does durably. Raises StaleEpochError, CheckpointError."""
         with _translated(address):
             call = self._stub(address).Put()
@@ -135,20 +136,23 @@ class Peers:
             reply = await self._stub(address).Have(request, timeout=timeout_s)
         return Holds(tuple(from_message(message) for message in reply.manifests), reply.lost)
 
-    async def fetch(self, address: str, manifest: Manifest, chunks: Sequence[int]) -> AsyncGenerator[tuple[int, bytes], None]:
+    async def fetch(self, address: str, manifest: Manifest, chunks: Sequence[int]) -> AsyncGenerator[Piece, None]:
         """Yield chunks of a checkpoint as (number of the first, their bytes). Raises CheckpointError."""
         stamp = manifest.stamp
         ranges = [pb.Range(first=first, count=count) for first, count in spans(chunks)]
         request = pb.FetchRequest(app=manifest.app, epoch=stamp.epoch, sequence=stamp.sequence, ranges=ranges)
         with _translated(address):
-            call = self._stub(address).Fetch(request)
+            fetch = self._channel(address).unary_stream(
+                FETCH, request_serializer=pb.FetchRequest.SerializeToString, response_deserializer=decode_piece
+            )
+            call = fetch(request)
             try:
                 while True:
                     async with asyncio.timeout(SILENCE_S):
                         piece = await call.read()
                     if piece is grpc.aio.EOF:
                         return
-                    yield piece.first, piece.data
+                    yield piece
             except TimeoutError:
                 raise CheckpointError(f"{address} stopped sending") from None
             finally:
@@ -161,9 +165,12 @@ class Peers:
                 yield from_message(finding.manifest), finding.damage
 
     def _stub(self, address: str) -> Any:
+        return stubs.ExchangeStub(self._channel(address))
+
+    def _channel(self, address: str) -> Any:
         if address not in self._channels:
             self._channels[address] = self._tls.channel(address, _CLIENT_OPTIONS)
-        return stubs.ExchangeStub(self._channels[address])
+        return self._channels[address]
 
 
 def spans(chunks: Iterable[int]) -> list[tuple[int, int]]:

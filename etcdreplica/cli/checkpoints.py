@@ -200,7 +200,7 @@ def export_command(
     click.echo(f"{name}: checkpoint {manifest.stamp} of {size_text(manifest.size)} has been exported", err=True)
 
 
-async def _told(data: AsyncIterator[bytes], tell: Callable[[int], None]) -> AsyncIterator[bytes]:
+async def _told(data: AsyncIterator[bytes | memoryview], tell: Callable[[int], None]) -> AsyncIterator[bytes]:
     async for piece in data:
         yield piece
         tell(len(piece))
