@@ -7,20 +7,20 @@ A file that was torn, cut off or changed is told by the digests; `read_prefix` l
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Iterator
 
 import msgspec
 from attrs import frozen
+from blake3 import blake3
 
 from etcdreplica.errors import DamagedError
 from etcdreplica.model import Stamp
 
 MAGIC = b"etcdreplica checkpoint 1\n"
 CHUNK = 1 << 16  # bytes; what has changed is found, and moved, in units of this
-DIGEST = 16  # bytes of SHA-256 that are kept
+DIGEST = 16  # bytes
 PAGE = 4096
 _LENGTH = struct.Struct(">I")
 _MAX_HEADER = 4096
@@ -74,7 +74,7 @@ class Manifest:
 
 def digest(data: bytes | memoryview) -> bytes:
     """Return the digest of a chunk."""
-    return hashlib.sha256(data).digest()[:DIGEST]
+    return blake3(data).digest(DIGEST)
 
 
 def digests(data: bytes | memoryview) -> bytes:

@@ -200,7 +200,7 @@ def export_command(
     click.echo(f"{name}: checkpoint {manifest.stamp} of {size_text(manifest.size)} has been exported", err=True)
 
 
-async def _told(data: AsyncIterator[bytes | memoryview], tell: Callable[[int], None]) -> AsyncIterator[bytes]:
+async def _told(data: AsyncIterator[bytes | memoryview], tell: Callable[[int], None]) -> AsyncIterator[bytes | memoryview]:
     async for piece in data:
         yield piece
         tell(len(piece))
@@ -236,7 +236,7 @@ def _check_free(file: Path, force: bool) -> None:
         raise EtcdReplicaError(f"{file} exists already: --force overwrites it")
 
 
-def _for_people(manifest: Manifest, data: list[bytes]) -> bytes:
+def _for_people(manifest: Manifest, data: list[bytes | memoryview]) -> bytes:
     import msgspec
 
     from etcdreplica.app.state import BYTES, MSGPACK

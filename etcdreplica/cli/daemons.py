@@ -51,7 +51,7 @@ def node_command(no_manager: bool, no_checkpoints: bool, verbose: bool, **option
         guard = await Guard.connect()
         async with Store(settings.etcd, settings.cluster) as store:
             manager = None if no_manager else _environment(options, _MANAGER_NAMES)
-            checkpoints = None if no_checkpoints else _environment(options, _CHECKPOINT_NAMES)
+            checkpoints = None if no_checkpoints else {**_REUSE_MEMORY, **_environment(options, _CHECKPOINT_NAMES)}
             await Node(settings, store, guard, manager, checkpoints).run()
 
     serve(run())
@@ -194,6 +194,8 @@ def _environment(options: dict[str, Any], names: Iterable[str]) -> dict[str, str
     return {**variables, "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1")}
 
 
+# For glibc: keep the memory of pieces of a state instead of having the kernel map and clear it for each of them.
+_REUSE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 _VARIABLES = {"lease_ttl_s": "LEASE_TTL", "socket_path": "SOCKET", "checkpoint_mib_s": "CHECKPOINT_BANDWIDTH"}
 _MANAGER_NAMES = (
     *("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host", "timing", "lease_ttl_s"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from etcdreplica.clock import boottime
 from etcdreplica.errors import EtcdReplicaError
+from etcdreplica.testing import grpc_floor
 from etcdreplica.testing.bench import SETTLE_S, environment, summary
 from etcdreplica.testing.cluster import LocalCluster
 from etcdreplica.testing.etcd import EmbeddedEtcd
@@ -43,12 +44,13 @@ def checkpoint(trials: int, large_mib: int, changed_mib: int, etcd_program: str 
             say(f"{rounds} states of {large_mib} MiB")
             floors["grpc_stream_with_fsync"] = summary(floor.stream(large_mib * MIB, rounds))
             large = Stateful(cluster, LARGE_HOSTS)
-            metrics["large_wait"] = summary(large.ask("save", size=large_mib * MIB, rounds=rounds, wait=True)["ms"])
+            saved = large.ask("save", size=large_mib * MIB, rounds=rounds, wait=True, pause=grpc_floor.PAUSE_S)
+            metrics["large_wait"] = summary(saved["ms"])
             floors["grpc_stream_with_fsync_again"] = summary(floor.stream(large_mib * MIB, rounds))
         say("without waiting")
         metrics["large_async_call"] = summary(_asynchronous(large, large_mib, rounds))
         say(f"warm promotions with {large_mib} MiB")
-        metrics["warm_promotion"] = summary([_promotion(large) for _ in range(rounds)])
+        metrics["warm_promotion"] = summary([_promotion(large, large_mib) for _ in range(rounds)])
         say(f"1 % of {changed_mib} MiB changed")
         moved = _moved_share(large, changed_mib)
         say("crashes while a checkpoint moves")
@@ -99,10 +101,9 @@ def _asynchronous(large: Stateful, mib: int, rounds: int) -> list[float]:
     return found
 
 
-def _promotion(large: Stateful) -> float:
+def _promotion(large: Stateful, mib: int) -> float:
     """From SIGKILL until the next body has the state of a large checkpoint, which its copy was given time to load."""
-    before = large.ask("about")
-    large.ask("save", size=256 * MIB, rounds=1, wait=True)
+    large.ask("save", size=mib * MIB, rounds=1, wait=True)
     before = large.ask("about")
     time.sleep(SETTLE_S + 1.0)  # the backup decodes it meanwhile
     at = large.crash()

@@ -19,6 +19,7 @@ import grpc
 from etcdreplica.clock import boottime
 
 PIECE = 1 << 20
+PAUSE_S = 1.0  # before each large state, here and for ours: what was written before has reached the disk
 _OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)
 
 
@@ -67,6 +68,7 @@ class GrpcFloor:
         async with grpc.aio.insecure_channel(self._address, options=_OPTIONS) as channel:
             store = channel.stream_unary("/floor/Store")
             for _ in range(rounds):
+                await asyncio.sleep(PAUSE_S)
                 started = boottime()
                 call = store()
                 for _ in range(size // PIECE):

@@ -66,13 +66,13 @@ class State:
         self.data = text.encode()
         return {}
 
-    def save(self, size: int, rounds: int, wait: bool) -> dict[str, Any]:
+    def save(self, size: int, rounds: int, wait: bool, pause: float = PAUSE_S) -> dict[str, Any]:
         """Store random bytes again and again."""
         took = []
         for _ in range(rounds):
+            time.sleep(pause)
             self.data = os.urandom(min(size, BLOCK)) * (size // BLOCK or 1)
             took.append(self._store(wait))
-            time.sleep(PAUSE_S)
         return {"ms": took}
 
     def change(self, share: float, wait: bool) -> dict[str, Any]:
