@@ -97,7 +97,7 @@ class State:
     max_restarts=0,
     hang_timeout=60,
     checkpoint_interval=options.interval,
-    on_checkpoint=lambda data: loaded.append(data.decode(errors="replace")[:TEXT]),
+    on_checkpoint=lambda data: loaded.append(data[:TEXT].decode(errors="replace")),
 )
 def main(replica: Replica) -> None:
     """Serve requests as primary."""
