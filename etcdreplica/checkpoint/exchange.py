@@ -127,7 +127,7 @@ class ExchangeServer:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"{self._context.host} has no such checkpoint of {request.app}")
             raise AssertionError("unreachable")
         loop = asyncio.get_running_loop()
-        reading: tuple[int, asyncio.Future[bytes]] | None = None
+        reading: tuple[int, asyncio.Future[bytes | memoryview]] | None = None
         wanted = pieces(((r.first, r.count) for r in request.ranges), source.manifest.count)
         try:
             for first, count in wanted:
@@ -140,7 +140,7 @@ class ExchangeServer:
         except OSError as error:
             await context.abort(grpc.StatusCode.DATA_LOSS, f"it cannot be read: {error.strerror}")
 
-    async def _piece(self, first: int, reading: asyncio.Future[bytes]) -> Piece:
+    async def _piece(self, first: int, reading: asyncio.Future[bytes | memoryview]) -> Piece:
         data = await reading
         await self._bandwidth.take(len(data))
         return first, data

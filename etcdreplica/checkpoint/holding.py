@@ -65,11 +65,11 @@ class Source:
     """
 
     manifest: Manifest
-    data: bytes | None = None
+    data: bytes | memoryview | None = None  # of sealed memory: mapped
     fd: int | None = None
     begin: int = 0
 
-    def read(self, at: int, length: int) -> bytes:
+    def read(self, at: int, length: int) -> bytes | memoryview:
         """Return some of it. May block. Raises OSError."""
         if self.data is not None:
             return self.data[at : at + length]
@@ -141,10 +141,10 @@ class Holding:
         def write() -> Stored:
             draft = context.files.draft(manifest)
             try:
-                if source.data is not None:
-                    draft.put(0, source.data)
+                if source.fd is not None:
+                    draft.fill(source.fd)
                 else:
-                    draft.fill(source.fd or 0)
+                    draft.put(0, source.data or b"")
             except BaseException:
                 draft.discard()
                 raise

@@ -198,10 +198,10 @@ class Reign:
         server = self._context.servers.get(host)
         if server is None:
             raise CheckpointError("it has no CheckpointServer just now")
-        data = source.data
-        if data is None and source.manifest.size <= INLINE:
+        data = None
+        if source.manifest.size <= INLINE:
             try:
-                data = source.read(0, source.manifest.size)
+                data = bytes(source.read(0, source.manifest.size))
             except OSError as error:
                 raise CheckpointError(f"it cannot be read here: {error}") from None
         await self._context.peers.offer(host, server.address, self._context.host, self.epoch, source.manifest, data)

@@ -320,13 +320,9 @@ class CheckpointServer:
             return Source(_with(manifest, digests(data)), data=data)
 
         loop, slow, step = asyncio.get_running_loop(), self._context.slow, CHUNK * -(-chunk_count(manifest.size) // SPLIT)
-        with mmap.mmap(fd, manifest.size, mmap.MAP_PRIVATE, mmap.PROT_READ) as memory, memoryview(memory) as view:
-            parts = [view[at : at + step] for at in range(0, manifest.size, step)]
-            try:
-                found = await asyncio.gather(*(loop.run_in_executor(slow, digests, part) for part in parts))
-            finally:
-                for part in parts:
-                    part.release()
+        source.data = view = memoryview(mmap.mmap(fd, manifest.size, mmap.MAP_PRIVATE, mmap.PROT_READ))
+        parts = (view[at : at + step] for at in range(0, manifest.size, step))
+        found = await asyncio.gather(*(loop.run_in_executor(slow, digests, part) for part in parts))
         source.manifest = _with(manifest, b"".join(found))
         return source
 
