@@ -75,6 +75,8 @@ RECORDS: tuple[tuple[Kind, tuple[str, ...], Any], ...] = (
     (Kind.HISTORY, ("app", "9"), model.Event(FAILURE, 4, None, "replaced", 1e9)),
     (Kind.LEADERS, ("manager", "1f"), model.Leader("a", 7)),
     (Kind.PAUSES, ("app", "app"), model.Pause("ann@desk", "work on the roof", 1e9)),
+    (Kind.CHECKPOINTS, ("app",), model.Checkpoint(4, 9, "0a" * 16, 1 << 40, ("a", "b"), 1e9)),
+    (Kind.SERVERS, ("a",), model.Server("10.0.0.1:7410", 7, "1.0", {"app": "4.9: its header is damaged"})),
 )
 
 
