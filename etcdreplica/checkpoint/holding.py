@@ -35,6 +35,7 @@ T = TypeVar("T")
 ASK_S = 2.0  # how long a peer may take to say what it holds
 ASK_AGAIN_S = 0.3
 TOLD = 256  # chunks from which on a transfer is told of
+TELL_S = 0.01
 AHEAD = 8  # pieces of a large state that are being written at once
 
 
@@ -96,6 +97,7 @@ class Holding:
         self.followers: set[Callable[[Stored], None]] = set()
         self.offered: Source | None = None  # what is being stored and handed out just now
         self._context = context
+        self._telling = False
         self._fence = 0
         self._writing = asyncio.Lock()
         self._pulling: set[asyncio.Task[Any]] = set()  # for peers that offer
@@ -245,7 +247,13 @@ class Holding:
             raise CheckpointError(f"{self.app}: {len(missing)} chunks of checkpoint {manifest.stamp} did not come")
 
     def _tell(self) -> None:
-        newest = self.newest
+        """Tell the followers, a moment later and then of the newest one only: whoever waits for an answer comes first."""
+        if self.followers and not self._telling:
+            self._telling = True
+            asyncio.get_running_loop().call_later(TELL_S, self._tell_now)
+
+    def _tell_now(self) -> None:
+        newest, self._telling = self.newest, False
         if newest is not None:
             for follower in list(self.followers):
                 follower(newest)

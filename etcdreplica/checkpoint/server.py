@@ -15,6 +15,7 @@ import fcntl
 import logging
 import mmap
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 SEATED_S = 5.0  # how long an application may be quicker than the news of its placement
 LEFT_S = 0.5  # the same where its seat has just been given up
 RETRY_S = 0.5
+LARGE_NICE = 10
 SPLIT = 4  # parts of a large state whose digests are computed at once
 TIDY_S = 600.0  # how often checkpoints of removed applications are looked for
 ORPHANED_S = 7 * 86400.0  # those that were not seen to be removed stay for so long: etcd may have lost its data
@@ -70,7 +72,7 @@ class CheckpointServer:
             Peers(settings.peer_tls),
             clock,
             ThreadPoolExecutor(8, "small checkpoints"),
-            ThreadPoolExecutor(4, "large checkpoints"),
+            ThreadPoolExecutor(4, "large checkpoints", _step_back),
         )
         bandwidth = Bandwidth(settings.checkpoint_mib_s * (1 << 20), clock)
         self._exchange = ExchangeServer(self._context, self._holding, bandwidth, settings.peer_tls)
@@ -364,6 +366,11 @@ class CheckpointServer:
 
     def _seat_of(self, app: str) -> asyncio.Event:
         return self._seated.setdefault(app, asyncio.Event())
+
+
+def _step_back() -> None:
+    """Let this thread have what others leave of the processors: what is large is not urgent."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LARGE_NICE)
 
 
 async def _as_coroutine(task: asyncio.Task[None]) -> None:
