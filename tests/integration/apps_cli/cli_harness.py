@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from aetcd.rpc import rpc_pb2 as rpc
 
+from etcdreplica.guardian.tree import exiting_status
 from etcdreplica.store import EtcdOptions, Kind, Store
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.testing.processes import descendants, kill_tree, spawn_bound
@@ -107,11 +108,8 @@ def eventually(condition: Callable[[], object], what: str, timeout: float = PATI
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    """Whether a process may still run code of its own; the kernel may be busy with its end for longer."""
+    return exiting_status(pid) is None and Path(f"/proc/{pid}/stat").exists()
 
 
 def still_running(pids: Iterable[int]) -> list[int]:
