@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BYTES, MSGPACK, PICKLE = "bytes", "msgpack", "pickle"
 _RECORDS = ("__attrs_attrs__", "__dataclass_fields__", "__struct_fields__")
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class Codec:
@@ -129,4 +129,4 @@ def fill(fd: int, data: bytes) -> None:
 
 def seal(fd: int) -> None:
     """Nobody can change it any more."""
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)

@@ -23,8 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
 import etcdreplica
 from etcdreplica.app.protocol import STATE_NAME, Message, checkpoint_socket
+from etcdreplica.app.state import SEALS
 from etcdreplica.checkpoint.bandwidth import Bandwidth
 from etcdreplica.checkpoint.exchange import MAX_SIZE, ExchangeServer
 from etcdreplica.checkpoint.files import Files, Stored
@@ -52,7 +55,6 @@ LARGE_NICE = 10
 SPLIT = 4  # parts of a large state whose digests are computed at once
 TIDY_S = 600.0  # how often checkpoints of removed applications are looked for
 ORPHANED_S = 7 * 86400.0  # those that were not seen to be removed stay for so long: etcd may have lost its data
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class CheckpointServer:
@@ -94,9 +96,8 @@ class CheckpointServer:
             placed = asyncio.get_running_loop().create_future()
             following = asyncio.create_task(self._follow_placements(placed))
             self._tasks.add(following)
-            await asyncio.wait(
-                (following, placed), return_when=asyncio.FIRST_COMPLETED
-            )  # until then, no epoch is known to be over
+            # Until the placements are known, no epoch is known to be over.
+            await asyncio.wait((following, placed), return_when=asyncio.FIRST_COMPLETED)
             listen = self._settings.checkpoint_listen
             address = advertised(listen, await self._exchange.start(listen), self._settings.address)
             async with asyncio.TaskGroup() as tasks:
@@ -273,7 +274,7 @@ class CheckpointServer:
                 raise ProtocolError(f"no such checkpoint: {stamp} of {size} bytes")
             fd = open_memory(connection.pid, int(message["fd"]), STATE_NAME)
             source = Source(Manifest(app, stamp, codec, size, b"", time.time()), fd=fd)
-            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(fd).st_size != size:
+            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS != SEALS or os.fstat(fd).st_size != size:
                 raise ProtocolError("the state could be changed under us")
             until = self._clock() + float(message["within"]) if message["wait"] else None
             self._spawn(self._store_state(app, connection, source, copies, until))
@@ -319,13 +320,13 @@ class CheckpointServer:
         assert fd is not None
         if manifest.size <= INLINE:
             data = os.pread(fd, manifest.size, 0)
-            return Source(_with(manifest, digests(data)), data=data)
+            return Source(evolve(manifest, digests=digests(data)), data=data)
 
         loop, slow, step = asyncio.get_running_loop(), self._context.slow, CHUNK * -(-chunk_count(manifest.size) // SPLIT)
         source.data = view = memoryview(mmap.mmap(fd, manifest.size, mmap.MAP_PRIVATE, mmap.PROT_READ))
         parts = (view[at : at + step] for at in range(0, manifest.size, step))
         found = await asyncio.gather(*(loop.run_in_executor(slow, digests, part) for part in parts))
-        source.manifest = _with(manifest, b"".join(found))
+        source.manifest = evolve(manifest, digests=b"".join(found))
         return source
 
     async def _restore(self, app: str, answer: Callable[..., None], epoch: int, loaded: Stamp, within_s: float) -> None:
@@ -375,10 +376,6 @@ def _step_back() -> None:
 
 async def _as_coroutine(task: asyncio.Task[None]) -> None:
     await task
-
-
-def _with(manifest: Manifest, found: bytes) -> Manifest:
-    return Manifest(manifest.app, manifest.stamp, manifest.codec, manifest.size, found, manifest.wall)
 
 
 def _told(stored: Stored) -> dict[str, Any]:
