@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -111,24 +112,40 @@ def test_host_of_the_leading_manager(etcd_server: EmbeddedEtcd, make_worker: Mak
         cluster.restart(leader)
 
 
+def losses(cluster: LocalCluster, app: str) -> int:
+    """Return how often a host was found lost under an application."""
+    return sum(event.failure.kind is FailureKind.HOST for (name, _), event in cluster.events.items() if name == app)
+
+
 def test_short_stop_is_no_loss(lasting: LocalCluster, make_worker: MakeWorker) -> None:
     """A host that is stopped for less than the detector's patience and answers again is not lost."""
     worker = make_worker(lasting, "--failover", "fast", "--degree", "3")
     worker.start("host-b")
-    epoch = lasting.wait_ready(worker.name)
+    lasting.wait_ready(worker.name)
+    address = lasting.view.hosts["host-b"].host.peer
+    overrun = 0  # a busy machine may stop us in between: then the host was silent for longer, and may be lost
 
-    async def stop_shortly() -> None:
-        for _ in range(10):
+    async def stop_shortly() -> bool:
+        client, began = PeerClient(), time.monotonic()
+        try:
             freeze(lasting, "host-b", signal.SIGSTOP)
             await asyncio.sleep(SuspicionSettings().confirm_s / 2)
             freeze(lasting, "host-b", signal.SIGCONT)
-            await asyncio.sleep(0.1)
+            assert await client.ping(address, 10.0)
+            return time.monotonic() - began < SuspicionSettings().confirm_s
+        finally:
+            await client.close()
 
-    asyncio.run(stop_shortly())
-    lasting.kill_replica(worker.name)  # what comes of this tells that nothing came of that
-    assert lasting.wait_ready(worker.name, after_epoch=epoch) == epoch + 1
-    events = [event.failure.kind for (name, _), event in lasting.events.items() if name == worker.name]
-    assert events == [FailureKind.EXIT]
+    for honest in range(10):
+        while not asyncio.run(stop_shortly()):
+            overrun += 1
+            assert overrun < 100, f"after {honest} short stops, this machine cannot stop a host for a short time"
+    epoch = lasting.wait_ready(worker.name)
+    before = losses(lasting, worker.name)
+    assert before <= overrun
+    lasting.kill_replica(worker.name)  # what comes of this tells that nothing more came of that
+    lasting.wait_ready(worker.name, after_epoch=epoch)
+    assert losses(lasting, worker.name) == before
 
 
 # --- the service -----------------------------------------------------------------------------------------------------
