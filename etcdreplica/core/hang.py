@@ -47,6 +47,11 @@ class Silence:
         return 0.0 if self._since is None else at - self._since
 
 
+def look_interval_s(hang_timeout_s: float) -> float:
+    """Return how often to look for signs of life: a hang is then seen at most a fiftieth of its timeout late."""
+    return min(0.2, hang_timeout_s / 50) if hang_timeout_s else 0.2
+
+
 def pulse_interval_s(hang_timeout_s: float) -> float:
     """Return how often a replica should give a sign of life, so that several are due within the timeout."""
     return min(1.0, hang_timeout_s / 4) if hang_timeout_s else 1.0

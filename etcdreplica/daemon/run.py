@@ -18,7 +18,7 @@ from typing import Any
 from attrs import evolve
 
 from etcdreplica.app.protocol import INCARNATION_ENV, SOCKET_ENV, Message
-from etcdreplica.core.hang import pulse_interval_s
+from etcdreplica.core.hang import look_interval_s, pulse_interval_s
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import WardView
@@ -63,6 +63,7 @@ class Run:
         self._released = False  # by the guardian
         self._completed = False
         self._ending: asyncio.Task[None] | None = None
+        self.look_at = 0.0  # when `check` is to be called next, in its own time
         self._progress_due = 0.0
         self._error = ""
         self._evidence = ""
@@ -220,6 +221,7 @@ class Run:
 
     def check(self, at: float) -> None:
         """Look for signs of life; `at` is time as far as the WatchDog was awake."""
+        self.look_at = at + look_interval_s(self._registration.hang_timeout_s if self._registration else 0)
         self._vitals.check(at)
         if at >= self._progress_due:
             self._progress_due = at + PROGRESS_SHOWN_S

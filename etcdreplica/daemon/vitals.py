@@ -102,7 +102,7 @@ class Vitals:
             return f"it did not reach the protected call within {registration.start_timeout_s:g} s" if late else ""
         seen = self.page.slots()
         if seen == self._seen and at < self._due:
-            return ""  # the usual case, twenty times a second for every replica
+            return ""  # the usual case
         self._seen = seen
         limit, longest = registration.hang_timeout_s or float("inf"), 0.0
         for slot, silence in self._silences.items():

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 REPORT_S = 3.0  # how long a stopping WatchDog tries to report to etcd
-TICK_S = 0.05  # how often the signs of life are looked at
+TICK_S = 0.05  # how often the signs of life are looked at, at most
 EXTEND = 1 / 20  # of a TTL: how long confirmations of leases are gathered before the guardian is told
 
 
@@ -100,7 +100,8 @@ class WatchDog:
             if awake.lateness_s > 1:
                 log.warning("this WatchDog could not run for %.1f s; nobody is blamed for that", awake.lateness_s)
             for run in list(self._runs.values()):
-                run.check(at)
+                if at >= run.look_at:
+                    run.check(at)
             await asyncio.sleep(TICK_S)
 
     def _on_confirm(self, _: Lease) -> None:

@@ -1,6 +1,6 @@
 """Everything that touches etcd; nothing else in the package imports it or gRPC for it.
 
-`Store` reads, writes and follows typed records; `LeaseKeeper` renews leases on one stream; `Election` chooses a leader
+`Store` reads, writes and follows typed records; `LeaseKeeper` renews leases on a few streams; `Election` chooses a leader
 whose writes are fenced. Errors of gRPC and etcd leave as `errors.StoreError`.
 """
 

@@ -1,4 +1,4 @@
-"""Leases of a process, all renewed on one stream.
+"""Leases of a process, renewed on a few streams.
 
 A lease counts from when its renewal was *sent*: etcd may have received it at any moment after that, so what etcd grants
 ends no earlier than `deadline`. Whoever holds something under a lease must have let go of it by then; `Lease.lost` says
@@ -25,8 +25,9 @@ from etcdreplica.store.channel import EtcdChannel
 
 log = logging.getLogger(__name__)
 
-TOGETHER = 1 / 12  # of a TTL: what is due so soon is renewed with what is due now, so that we are woken less often
+GRID = 1 / 6  # of a TTL: renewals are sent at its multiples, so that those of many leases are sent together
 RECONNECT_S = 0.1
+STREAMS = 8  # one message at a time is under way on each: with hundreds of leases this halves what they cost
 
 
 class Lease:
@@ -37,8 +38,13 @@ class Lease:
         self.ttl_s = ttl_s
         self.deadline = sent_at + ttl_s
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.renew_at = sent_at + ttl_s / Timing.renewals_per_ttl
         self.sent: deque[float] = deque()
+        self.renew_after(sent_at)
+
+    def renew_after(self, sent_at: float) -> None:
+        """Be renewed an interval after that, or a little sooner."""
+        grid_s = GRID * self.ttl_s
+        self.renew_at = math.floor((sent_at + self.ttl_s / Timing.renewals_per_ttl) / grid_s) * grid_s
 
     def lose(self, reason: str) -> None:
         """Mark the lease as lost."""
@@ -60,7 +66,8 @@ class LeaseKeeper:
         self._leases: dict[int, Lease] = {}
         self.on_confirm: Callable[[Lease], None] = lambda _: None  # called when a deadline has moved
         self._changed = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._expiring: asyncio.Task[None] | None = None
+        self._renewing: dict[int, asyncio.Task[None]] = {}  # by stream, from the first lease that falls to it
 
     async def grant(self, ttl_s: float) -> Lease:
         """Ask etcd for a lease; etcd may grant a longer one than asked for.
@@ -76,8 +83,12 @@ class LeaseKeeper:
     def _hold(self, lease: Lease) -> None:
         self._leases[lease.id] = lease
         self._changed.set()
-        if not self._tasks:
-            self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._expire())]
+        self._expiring = self._expiring or asyncio.create_task(self._expire())
+        if (stream := lease.id % STREAMS) not in self._renewing:
+            self._renewing[stream] = asyncio.create_task(self._renew(stream))
+
+    def _of(self, stream: int) -> list[Lease]:
+        return [lease for lease in self._leases.values() if lease.id % STREAMS == stream]
 
     def resume(self, lease_id: int, ttl_s: float, deadline: float) -> Lease:
         """Go on renewing a lease that an earlier process of this host held, confirmed until `deadline`."""
@@ -107,41 +118,42 @@ class LeaseKeeper:
 
     async def close(self) -> None:
         """Stop renewing. The leases then expire by themselves unless they were revoked."""
-        for task in self._tasks:
+        tasks = [*self._renewing.values(), *([self._expiring] if self._expiring else [])]
+        self._renewing, self._expiring = {}, None
+        for task in tasks:
             task.cancel()
-        for task in self._tasks:
+        for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        self._tasks = []
 
-    async def _renew(self) -> None:
+    async def _renew(self, stream: int) -> None:
         task = asyncio.current_task()
         while task is None or not task.cancelling():  # gRPC may swallow a cancellation
-            for lease in self._leases.values():
+            for lease in self._of(stream):
                 lease.sent.clear()
             try:
-                async for answer in self._channel.stream("Lease.LeaseKeepAlive", self._requests()):
+                async for answer in self._channel.stream("Lease.LeaseKeepAlive", self._requests(stream)):
                     self._take(answer)
             except StoreError as error:
                 log.debug("lease stream lost: %s", error)
             await asyncio.sleep(RECONNECT_S * (0.5 + random.random()))
 
-    async def _requests(self) -> AsyncIterator[Any]:
+    async def _requests(self, stream: int) -> AsyncIterator[Any]:
         first = True
         while True:
             self._changed.clear()
             now = self._clock()
-            for lease in list(self._leases.values()):
-                if not first and lease.renew_at > now + TOGETHER * lease.ttl_s:
+            for lease in self._of(stream):
+                if not first and lease.renew_at > now:
                     continue
                 if lease.sent:
                     raise StoreUnavailableError("a renewal was not answered in time: try another endpoint while there is time")
                 sent_at = self._clock()
                 lease.sent.append(sent_at)
-                lease.renew_at = sent_at + lease.ttl_s / Timing.renewals_per_ttl
+                lease.renew_after(sent_at)
                 yield rpc.LeaseKeepAliveRequest(ID=lease.id)
             first = False
-            await self._wait_until(min((lease.renew_at for lease in self._leases.values()), default=None))
+            await self._wait_until(min((lease.renew_at for lease in self._of(stream)), default=None))
 
     async def _expire(self) -> None:
         while True:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etcdreplica.core.hang import Awake, Silence, pulse_interval_s
+from etcdreplica.core.hang import Awake, Silence, look_interval_s, pulse_interval_s
 
 PERIOD_S = 0.05
 gaps = st.floats(0.0, 1e6)
@@ -131,3 +131,10 @@ def test_several_pulses_are_due_within_every_timeout(timeout: float) -> None:
     """At least four, at least one a second."""
     assert 0 < 4 * pulse_interval_s(timeout) <= max(timeout, 4.0)
     assert pulse_interval_s(timeout) <= min(1.0, timeout / 4)
+
+
+@given(st.floats(0.001, 1e6))
+def test_looks_are_frequent_for_every_timeout(timeout: float) -> None:
+    """Fifty within a timeout, and at least five a second, also when nothing is ever hung."""
+    assert 0 < look_interval_s(timeout) <= timeout / 50
+    assert look_interval_s(timeout) <= look_interval_s(0) == pytest.approx(0.2)
