@@ -15,6 +15,10 @@ from etcdreplica.words import Role, Style
 
 if TYPE_CHECKING:
     from etcdreplica.model import Override, Probe
+    from etcdreplica.objects.context import replica
+    from etcdreplica.app.methods import query, update
+    from etcdreplica.objects.proxy import connect, connect_async
+    from etcdreplica.objects.serve import serve
 
 __all__ = [
     "EtcdReplicaError",
@@ -26,15 +30,33 @@ __all__ = [
     "Role",
     "Style",
     "UsageError",
+    "connect",
+    "connect_async",
     "protected",
+    "query",
+    "replica",
+    "serve",
+    "update",
 ]
 __version__ = "0.1.0"
 
 
+_LATER = {
+    "Override": "model",
+    "Probe": "model",
+    "connect": "objects.proxy",
+    "connect_async": "objects.proxy",
+    "query": "app.methods",
+    "replica": "objects.context",
+    "serve": "objects.serve",
+    "update": "app.methods",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Load on first use what most programs never use."""
-    if name in ("Override", "Probe"):
-        from etcdreplica import model
+    if name in _LATER:
+        from importlib import import_module
 
-        return getattr(model, name)
+        return getattr(import_module(f"etcdreplica.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -64,6 +64,34 @@ class StaleEpochError(CheckpointError):
     """A newer primary is known: this copy may store nothing any more."""
 
 
+class ObjectError(EtcdReplicaError):
+    """Base of what can go wrong with replicated objects."""
+
+
+class OverloadedError(ObjectError):
+    """There is too much to do already; the call has not happened. Try again later, or slower."""
+
+
+class UnavailableError(ObjectError):
+    """No copy could answer in time. A query can be asked again; of an update see `OutcomeUnknownError`."""
+
+
+class OutcomeUnknownError(UnavailableError):
+    """An update was not answered in time: it may have happened, or still happen, but never twice."""
+
+
+class RemoteError(ObjectError):
+    """A method raised an error of a class that this process does not have. `kind` is its name there."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+
+
+class DivergedError(ObjectError):
+    """A copy cannot apply what the primary has: other code, or a method that does not depend on its arguments alone."""
+
+
 class HostNameTakenError(EtcdReplicaError):
     """Another live WatchDog already serves this host name."""
 

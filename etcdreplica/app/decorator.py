@@ -6,7 +6,7 @@ import contextlib
 import functools
 import signal
 import threading
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar, overload
 
 from etcdreplica.app.keeping import Keeping
 from etcdreplica.app.link import ASKING
@@ -16,6 +16,7 @@ from etcdreplica.app.state import Codec
 from etcdreplica.errors import UsageError
 from etcdreplica.words import (
     PROBE_CALL,
+    Style,
     check_count,
     check_degree,
     check_hang_timeout,
@@ -31,17 +32,30 @@ from etcdreplica.words import (
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-    from typing import Any, Concatenate, ParamSpec, TypeVar
+    from typing import Any, Concatenate
 
     from etcdreplica.app.replica import Replica
     from etcdreplica.model import Override, Probe
 
-    P = ParamSpec("P")
-    R = TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+OBJECT_INTERVAL_S = 1.0  # between two checkpoints of an object that is not hot
 
 _CO_VARARGS, _CO_COROUTINE = 0x04, 0x80  # as in inspect, which costs 8 ms to import
 
 
+class Protect(Protocol):
+    """What `protected` with arguments returns."""
+
+    @overload
+    def __call__(self, body: type[T], /) -> type[T]: ...
+    @overload
+    def __call__(self, body: Callable[Concatenate[Replica, P], R], /) -> Callable[P, R]: ...
+
+
+@overload
+def protected(cls: type[T], /) -> type[T]: ...
 @overload
 def protected(function: Callable[Concatenate[Replica, P], R], /) -> Callable[P, R]: ...
 @overload
@@ -65,8 +79,9 @@ def protected(
     checkpoint_interval: float | None = None,
     codec: Any = "msgpack",
     on_checkpoint: Callable[[Any], Any] | None = None,
+    min_in_sync: int = 1,
     overrides: Mapping[str, Override] | None = None,
-) -> Callable[[Callable[Concatenate[Replica, P], R]], Callable[P, R]]: ...
+) -> Protect: ...
 def protected(
     function: Callable[..., Any] | None = None,
     /,
@@ -89,13 +104,17 @@ def protected(
     checkpoint_interval: float | None = None,
     codec: Any = "msgpack",
     on_checkpoint: Callable[[Any], Any] | None = None,
+    min_in_sync: int = 1,
     overrides: Mapping[str, Override] | None = None,
 ) -> Any:
-    """Protect a function or `async def`: calling it makes this process a replica of an application.
+    """Protect a function, an `async def` or a class: this process becomes a replica of an application.
 
     The decorated call registers the application with this host's WatchDog, waits until this copy's turn, and runs the
     body with a `Replica` as first argument (a body without parameters is called without). It returns what the body
     returns. The same program is started on the other hosts and reaches the same call there.
+
+    A class with methods marked `@update` and `@query` becomes a replicated object: `etcdreplica.serve(TheClass)` is the call,
+    and clients use `etcdreplica.connect`. The class itself stays as it is; its name in lower case is the application's.
 
     Args:
         style: "cold" (backups do not run), "warm" (they wait inside the call) or "hot" (the body runs on all).
@@ -121,6 +140,7 @@ def protected(
         codec: how a state becomes bytes: "msgpack", "pickle", a type (msgpack, decoded as that), or an object with
             `encode(state)` and `decode(data)`.
         on_checkpoint: called in warm backups, in a thread, with the state of each checkpoint that arrives.
+        min_in_sync: of a replicated object: updates are refused while fewer copies are in sync.
         overrides: by host name, what differs there (interpreter, command, directory, environment).
 
     Raises:
@@ -154,10 +174,21 @@ def protected(
         check_seconds("checkpoint_interval", checkpoint_interval, 0.01)
     keeping = Keeping(Codec(codec), checkpoint_interval, on_checkpoint)
 
-    def protect(body: Callable[..., Any]) -> Callable[..., Any]:
+    def protect(body: Any) -> Any:
+        if isinstance(body, type):
+            return _protect_class(body, {**options, "min_in_sync": min_in_sync}, health, keeping)
+        if min_in_sync != 1:
+            raise UsageError("min_in_sync is for classes")
         return _protect(body, options, health, keeping)
 
     return protect if function is None else protect(function)
+
+
+class ObjectDefinition:
+    """What `serve` finds at a protected class. `run(call)` makes this process a replica, and calls `call(replica)`."""
+
+    def __init__(self, options: Mapping[str, Any], codec: Codec, run: Callable[[Callable[[Replica], Any]], Any]) -> None:
+        self.options, self.codec, self.run = options, codec, run
 
 
 def is_protected(function: object) -> bool:
@@ -168,8 +199,8 @@ def is_protected(function: object) -> bool:
 def _protect(
     body: Callable[..., Any], options: Mapping[str, Any], health: Callable[[], object] | None, keeping: Keeping
 ) -> Callable[..., Any]:
-    if isinstance(body, type) or not callable(body):
-        raise UsageError(f"@protected takes a function or an async function, not {body!r}")
+    if not callable(body):
+        raise UsageError(f"@protected takes a function, an async function or a class, not {body!r}")
     is_async, takes_replica = _shape(body)
 
     def session() -> Session:
@@ -194,6 +225,23 @@ def _protect(
         wrapper = run
     wrapper.__etcdreplica__ = True  # type: ignore[attr-defined]
     return wrapper
+
+
+def _protect_class(cls: type[Any], options: dict[str, Any], health: Callable[[], object] | None, keeping: Keeping) -> type[Any]:
+    from etcdreplica.app.methods import methods_of
+
+    methods_of(cls)
+    check_count("min_in_sync", options["min_in_sync"], 1, options["degree"])
+    if keeping.on_checkpoint is not None:
+        raise UsageError("on_checkpoint is for functions: an object loads its checkpoints itself")
+    options = {"name": check_name("application name", cls.__name__.lower()), **options, "object": True}
+    kept = None if options["style"] == Style.HOT else Keeping(Codec(), keeping.interval_s or OBJECT_INTERVAL_S, None)
+
+    def run(call: Callable[[Replica], Any]) -> Any:
+        return _run(lambda: Session(options, health, kept), call)
+
+    cls.__etcdreplica__ = ObjectDefinition(options, keeping.codec, run)
+    return cls
 
 
 def _shape(body: Callable[..., Any]) -> tuple[bool, bool]:

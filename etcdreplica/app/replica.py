@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from etcdreplica.app.checkpoints import Checkpoints
     from etcdreplica.app.kernel import Page
     from etcdreplica.app.link import Link
+    from etcdreplica.app.protocol import Message
     from etcdreplica.app.state import Codec
 
     RoleCallback = Callable[[Role, int], Any]
@@ -38,6 +39,10 @@ class Replica:
         self._codec: Codec | None = None
         self._checkpoints: Checkpoints | None = None  # None when this runs unprotected
         self._provider: Callable[[], Any] | None = None
+        self._serves: str | None = None  # where a replicated object answers
+        self._heard: dict[str, Message] = {}  # the last message of each kind
+        self._listener: Callable[[Message], None] | None = None
+        self._hearing = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -148,6 +153,26 @@ class Replica:
         self._endpoint = endpoint
         if self._link:
             self._link.send("advertise", endpoint=endpoint)
+
+    def _hear(self, message: Message) -> None:
+        """Pass on what the WatchDog says, to a replicated object."""
+        with self._hearing:
+            self._heard[message["type"]] = message
+            if self._listener is not None:
+                self._listener(message)
+
+    def _listen(self, listener: Callable[[Message], None]) -> None:
+        """Tell somebody the last message of each kind, and all that come."""
+        with self._hearing:
+            self._listener = listener
+            for message in self._heard.values():
+                listener(message)
+
+    def _serve(self, address: str) -> None:
+        """Publish where this copy of an object answers."""
+        self._serves = address
+        if self._link:
+            self._link.send("serves", endpoint=address)
 
     def _become(self, role: Role, epoch: int) -> None:
         if epoch < self.epoch:

@@ -278,6 +278,7 @@ class Session:
             self._page = replica._page = Page()
             self._stacks = Stacks()
         self._tie(link, welcome)
+        replica._hear(welcome)
         return replica
 
     def _tie(self, link: Link, welcome: Message) -> None:
@@ -333,6 +334,9 @@ class Session:
             link.send("running", at=self._body_at)
         if replica._endpoint is not None:
             link.send("advertise", endpoint=replica._endpoint)
+        if replica._serves is not None:
+            link.send("serves", endpoint=replica._serves)
+        replica._hear(welcome)
         if self._last_words is not None:
             link.send(self._last_words[0], **self._last_words[1])
         elif self._leaving:
@@ -420,6 +424,7 @@ class Session:
                 replica._become(Role(message["role"]), int(message["epoch"]))
             except (KeyError, TypeError, ValueError):
                 raise ProtocolError(f"the WatchDog sent an unknown role: {dict(message)}") from None
+            replica._hear(message)
         elif kind == "renew":
             self._arm(message)
         elif kind == "stop":
@@ -428,6 +433,8 @@ class Session:
         elif kind == "ok":
             self._dismissed.set()
             self._acknowledged.set()
+        else:
+            replica._hear(message)
 
     def _die(self, error: EtcdReplicaError) -> None:
         """Stop being a replica: without a WatchDog another copy may be primary soon."""

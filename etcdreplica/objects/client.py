@@ -1,0 +1,411 @@
+"""The client of an object: it finds the primary, sends it calls in batches, and follows it across fail-overs.
+
+Every update has a number of its session, and is sent again, in order, to each new primary until it is answered; the object
+remembers what it has answered to whom, so it is applied once. All of this runs in one event loop: that of `connection` for
+`connect`, whose calls wait in the caller's thread, and the caller's own for `connect_async`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import importlib
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from attrs import define
+
+from etcdreplica.app.protocol import VERSION as LOCAL_VERSION
+from etcdreplica.app.protocol import Decoder as LocalDecoder
+from etcdreplica.app.protocol import default_socket, encode
+from etcdreplica.clock import boottime
+from etcdreplica.errors import (
+    ObjectError,
+    OutcomeUnknownError,
+    OverloadedError,
+    ProtocolError,
+    RemoteError,
+    UnavailableError,
+    UsageError,
+)
+from etcdreplica.objects.connection import Connection, dial
+from etcdreplica.objects.copies import Copy, copies_of
+from etcdreplica.app.methods import QUERY, UPDATE
+from etcdreplica.objects.wire import (
+    DONE,
+    EXPIRED,
+    NO_METHOD,
+    NOT_PRIMARY,
+    OVERLOADED,
+    RAISED,
+    TOO_FEW,
+    TOO_OLD,
+    VERSION,
+    Answers,
+    Asks,
+    Calls,
+    Hello,
+    Message,
+    Refuse,
+    Result,
+    Results,
+    Standing,
+    encode_value,
+)
+
+log = logging.getLogger(__name__)
+
+DIAL_S = 2.0
+EXPIRE_S = 0.1
+AGAIN_S = 0.02  # before something that was refused is tried again
+REDIAL_S = (0.01, 0.5)
+BATCH_CALLS = 500
+BATCH_BYTES = 1 << 20
+MAX_CALL = 8 << 20
+MAX_OUTSTANDING = 20_000  # updates of one client
+
+
+@define(eq=False)
+class Pending:
+    """A call that is not answered yet. `done(error, value)` is called once."""
+
+    number: int
+    kind: str
+    call: tuple[int, str, list[Any], dict[str, Any] | None]
+    size: int
+    max_age: float | None
+    until: float
+    done: Callable[[Exception | None, bytes], None]
+    sent: int = 0  # how often
+
+
+class Client:
+    """Calls of one object. Everything but `close` is for the loop that it was made in."""
+
+    def __init__(self, app: str, socket_path: str | None = None) -> None:
+        self.app = app
+        self._socket = socket_path or default_socket()
+        self._session = os.urandom(16)
+        self._new = True
+        self._number = 0
+        self._updates: dict[int, Pending] = {}  # in order; not answered
+        self._queries: dict[int, Pending] = {}
+        self._unsent: deque[Pending] = deque()
+        self._connections: dict[str, Connection] = {}  # by address
+        self._standing: dict[Connection, Standing] = {}
+        self._dialing: dict[str, asyncio.Task[None]] = {}
+        self._primary: Connection | None = None
+        self._flushing = False
+        self._handed_over: deque[Any] = deque()
+        self._taking = False
+        self._why = "no copy has been found yet"
+        self._loop = asyncio.get_running_loop()
+        self.methods: asyncio.Future[dict[str, str]] = self._loop.create_future()  # by name their kind
+        self._tasks = [self._loop.create_task(self._locate()), self._loop.create_task(self._expire())]
+        self._closed = False
+
+    async def found(self, timeout_s: float) -> dict[str, str]:
+        """Wait until a copy has been found; return its methods. Raises UnavailableError."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self.methods)
+        except TimeoutError:
+            raise UnavailableError(f"{self.app}: no copy was found within {timeout_s:g} s: {self._why}") from None
+
+    async def close(self) -> None:
+        """Hang up. What is not answered fails."""
+        self._closed = True
+        for task in (*self._tasks, *self._dialing.values()):
+            task.cancel()
+        for connection in list(self._connections.values()):
+            connection.close()
+        for pending in (*self._updates.values(), *self._queries.values()):
+            pending.done(self._given_up(pending, "the client was closed"), b"")
+        self._updates.clear()
+        self._queries.clear()
+        await asyncio.sleep(0)
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        kind: str,
+        method: str,
+        args: Iterable[Any],
+        kwargs: Mapping[str, Any],
+        max_age: float | None,
+        until: float,
+        done: Callable[[Exception | None, bytes], None],
+    ) -> Pending:
+        """Begin a call. Raises UsageError, OverloadedError."""
+        if self._closed:
+            raise UsageError(f"this connection to {self.app} was closed")
+        if len(self._updates) >= MAX_OUTSTANDING:
+            raise OverloadedError(f"{self.app}: {MAX_OUTSTANDING} updates of this client are not answered yet")
+        self._number += 1
+        call = (self._number, method, list(args), dict(kwargs) or None)
+        try:
+            size = len(encode_value(call))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UsageError(f"the arguments of {method} cannot be sent as msgpack: {error}") from None
+        if size > MAX_CALL:
+            raise UsageError(f"the arguments of {method} take {size} bytes; a call may take {MAX_CALL}")
+        pending = Pending(self._number, kind, call, size, max_age, until, done)
+        (self._updates if kind == UPDATE else self._queries)[pending.number] = pending
+        self._unsent.append(pending)
+        self._flush_soon()
+        return pending
+
+    def begin_from_thread(
+        self,
+        kind: str,
+        method: str,
+        args: Iterable[Any],
+        kwargs: Mapping[str, Any],
+        max_age: float | None,
+        timeout_s: float,
+        done: Callable[[Exception | None, bytes], None],
+    ) -> None:
+        """Do the same from another thread; all errors go to `done`."""
+        until = boottime() + timeout_s
+        self._handed_over.append((kind, method, args, kwargs, max_age, until, done))
+        if not self._taking:  # one wake-up for all that is handed over meanwhile
+            self._taking = True
+            self._loop.call_soon_threadsafe(self._take_over)
+
+    def _take_over(self) -> None:
+        self._taking = False  # first: what comes from now on wakes us again
+        while self._handed_over:
+            call = self._handed_over.popleft()
+            try:
+                self.submit(*call)
+            except Exception as error:
+                call[-1](error, b"")
+
+    async def _expire(self) -> None:
+        """Give up what was not answered in time; all calls of a client have about the same patience."""
+        while True:
+            await asyncio.sleep(EXPIRE_S)
+            now = boottime()
+            for waiting in (self._updates, self._queries):
+                for pending in [p for p in waiting.values() if p.until <= now] if waiting else ():
+                    del waiting[pending.number]
+                    pending.done(self._given_up(pending, self._why or "no answer came in time"), b"")
+
+    def _given_up(self, pending: Pending, why: str) -> Exception:
+        what = f"{self.app}.{pending.call[1]}"
+        if pending.kind == UPDATE and pending.sent:
+            return OutcomeUnknownError(f"{what} was sent but not answered ({why}): it may have happened, but not twice")
+        return UnavailableError(f"{what} was not answered ({why})")
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        unsent, self._unsent = self._unsent, deque()
+        updates: list[Pending] = []
+        queries: dict[float | None, list[Pending]] = {}
+        for pending in unsent:
+            if pending.kind == UPDATE:
+                if pending.number in self._updates:
+                    updates.append(pending)
+            elif pending.number in self._queries:
+                queries.setdefault(pending.max_age, []).append(pending)
+        primary = self._primary
+        if primary is None:
+            self._unsent.extend(pending for pending in unsent if pending.max_age is None)
+        else:
+            for batch in _batches(updates):
+                below = next(iter(self._updates))
+                primary.send(Calls(self._session, self._new, below, [pending.call for pending in batch]))
+        for max_age, asked in queries.items():
+            connection = primary if max_age is None else self._any()
+            if connection is not None:
+                for batch in _batches(asked):
+                    connection.send(Asks([pending.call for pending in batch], max_age))
+            elif max_age is not None:
+                self._again(asked)
+
+    def _any(self) -> Connection | None:
+        """A copy for queries that may be a little behind: a backup if there is one."""
+        there = [c for c in self._standing if c.is_open]
+        return next((c for c in there if c is not self._primary), there[0] if there else None)
+
+    def _again(self, pendings: Iterable[Pending]) -> None:
+        """Try these once more, a moment later. Updates go in order, all that are not answered."""
+        held = [pending for pending in pendings if pending.kind == QUERY]
+
+        def retry() -> None:
+            if not self._closed:
+                self._unsent.extend(held)
+                self._resend_updates()
+
+        self._loop.call_later(AGAIN_S, retry)
+
+    def _resend_updates(self) -> None:
+        waiting = [pending for pending in self._unsent if pending.kind == QUERY]
+        self._unsent = deque((*self._updates.values(), *waiting))
+        self._flush_soon()
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+
+    def _on_message(self, connection: Connection, message: Message) -> None:
+        if isinstance(message, Standing):
+            self._standing[connection] = message
+            if not self.methods.done():
+                self.methods.set_result(message.methods)
+            self._choose()
+        elif isinstance(message, Results):
+            self._take(message.results, self._updates)
+        elif isinstance(message, Answers):
+            self._take(message.results, self._queries)
+        elif isinstance(message, Refuse):
+            self._why = message.reason
+            connection.close(message.reason)
+        else:
+            raise ProtocolError(f"a copy sent {type(message).__name__}")
+
+    def _choose(self) -> None:
+        """Let the copy that is primary by the newest epoch have everything that is not answered."""
+        leading = [c for c, standing in self._standing.items() if standing.primary and c.is_open]
+        primary = max(leading, key=lambda c: self._standing[c].epoch, default=None)
+        if primary is self._primary:
+            return
+        self._primary = primary
+        if primary is not None:
+            self._unsent = deque((*self._updates.values(), *self._queries.values()))
+            self._flush_soon()
+        else:
+            self._why = "there is no primary just now"
+
+    def _take(self, results: list[Result], waiting: dict[int, Pending]) -> None:
+        refused: list[Pending] = []
+        for number, code, value in results:
+            pending = waiting.get(number)
+            if pending is None:
+                continue
+            if code in (DONE, RAISED):
+                self._new = self._new and pending.kind == QUERY
+                del waiting[number]
+                pending.done(None if code == DONE else _error_of(value), bytes(value))
+            elif code in (NOT_PRIMARY, TOO_OLD) or (pending.sent > 1 and code in (OVERLOADED, TOO_FEW)):
+                refused.append(pending)  # of what was sent before it cannot be said that it has not happened
+            else:
+                del waiting[number]
+                pending.done(self._refusal(pending, code), b"")
+        if refused:
+            self._again(refused)
+
+    def _refusal(self, pending: Pending, code: int) -> Exception:
+        what = f"{self.app}.{pending.call[1]}"
+        if code == OVERLOADED:
+            return OverloadedError(f"{what} has not happened: the primary has too many updates waiting")
+        if code == TOO_FEW:
+            return UnavailableError(f"{what} has not happened: fewer copies are in sync than min_in_sync asks for")
+        if code == EXPIRED:
+            return OutcomeUnknownError(f"{what}: this client was silent for so long that its session is forgotten")
+        if code == NO_METHOD:
+            return UsageError(f"{self.app} has no {pending.kind} {pending.call[1]} that takes these arguments")
+        return ObjectError(f"{what}: unknown answer {code}")
+
+    # --- finding the copies ----------------------------------------------------------------------------------------
+
+    async def _locate(self) -> None:
+        """Learn from the local node which copies there are, for as long as this client lives."""
+        delay = REDIAL_S[0]
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(self._socket)
+            except OSError as error:
+                self._why = f"no WatchDog listens on {self._socket} ({error.strerror or error})"
+            else:
+                try:
+                    writer.write(encode("hello", version=LOCAL_VERSION, client=self.app))
+                    decoder = LocalDecoder()
+                    while data := await reader.read(65536):
+                        for message in decoder.feed(data):
+                            delay = REDIAL_S[0]
+                            if message["type"] == "replicas":
+                                self._see(copies_of(message))
+                            elif message["type"] == "error":
+                                self._why = str(message.get("message"))
+                except (OSError, ProtocolError) as error:
+                    self._why = f"the WatchDog of this host went away ({error})"
+                finally:
+                    writer.close()
+            await asyncio.sleep(delay)
+            delay = min(REDIAL_S[1], 2 * delay)
+
+    def _see(self, copies: list[Copy]) -> None:
+        there = {copy.serves for copy in copies if copy.serves}
+        if not there:
+            self._why = f"{self.app} has no copy that answers"
+        for address in self._dialing.keys() - there:
+            self._dialing.pop(address).cancel()
+        for address in there - self._dialing.keys():
+            self._dialing[address] = self._loop.create_task(self._keep(address))
+
+    async def _keep(self, address: str) -> None:
+        """Keep a connection to a copy, for as long as it is there."""
+        delay = REDIAL_S[0]
+        while True:
+            lost = self._loop.create_future()
+            try:
+                connection = await dial(address, DIAL_S)
+            except (OSError, TimeoutError) as error:
+                self._why = f"{address} does not answer ({error})"
+            else:
+                connection.on_message = lambda message, _, c=connection: self._on_message(c, message)  # type: ignore[misc]
+                connection.on_lost = lambda why, f=lost: None if f.done() else f.set_result(why)  # type: ignore[misc]
+                self._connections[address] = connection
+                connection.send(Hello(VERSION, self.app))
+                try:
+                    await lost
+                    delay = REDIAL_S[0]
+                finally:
+                    self._standing.pop(connection, None)
+                    self._connections.pop(address, None)
+                    connection.close()
+                    self._choose()
+            await asyncio.sleep(delay)
+            delay = min(REDIAL_S[1], 2 * delay)
+
+
+def _batches(pendings: list[Pending]) -> Iterable[list[Pending]]:
+    batch: list[Pending] = []
+    size = 0
+    for pending in pendings:
+        if batch and (len(batch) >= BATCH_CALLS or size + pending.size > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        pending.sent += 1
+        batch.append(pending)
+        size += pending.size
+    if batch:
+        yield batch
+
+
+def _error_of(value: bytes) -> Exception:
+    """Make the error that a method raised, of the same class where this process has it."""
+    try:
+        module, name, text, args = msgspec.msgpack.decode(value, type=tuple[str, str, str, list[Any] | None])
+    except msgspec.DecodeError as error:
+        return RemoteError("unknown", str(error))
+    found: Any = None
+    with contextlib.suppress(Exception):
+        found = builtins if module == "builtins" else sys.modules.get(module) or importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    if isinstance(found, type) and issubclass(found, Exception) and args is not None:
+        with contextlib.suppress(Exception):
+            return found(*args)
+    return RemoteError(f"{module}.{name}", text)
