@@ -14,9 +14,9 @@ from etcdreplica.errors import EtcdReplicaError, NoWatchDogError, RefusedError, 
 from etcdreplica.words import Role, Style
 
 if TYPE_CHECKING:
+    from etcdreplica.app.methods import query, update
     from etcdreplica.model import Override, Probe
     from etcdreplica.objects.context import replica
-    from etcdreplica.app.methods import query, update
     from etcdreplica.objects.proxy import connect, connect_async
     from etcdreplica.objects.serve import serve
 

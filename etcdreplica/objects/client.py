@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 from attrs import define
 
+from etcdreplica.app.methods import QUERY, UPDATE
 from etcdreplica.app.protocol import VERSION as LOCAL_VERSION
 from etcdreplica.app.protocol import Decoder as LocalDecoder
 from etcdreplica.app.protocol import default_socket, encode
@@ -36,7 +37,6 @@ from etcdreplica.errors import (
 )
 from etcdreplica.objects.connection import Connection, dial
 from etcdreplica.objects.copies import Copy, copies_of
-from etcdreplica.app.methods import QUERY, UPDATE
 from etcdreplica.objects.wire import (
     DONE,
     EXPIRED,

@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 from attrs import define, field
 
+from etcdreplica.app.methods import QUERY, UPDATE, Method, methods_of
 from etcdreplica.app.state import Codec
 from etcdreplica.errors import CheckpointError, DivergedError, UsageError
 from etcdreplica.objects.context import Moment, replica
-from etcdreplica.app.methods import QUERY, UPDATE, Method, methods_of
 from etcdreplica.objects.wire import (
     DONE,
     EXPIRED,

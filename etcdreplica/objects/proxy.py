@@ -10,11 +10,11 @@ from typing import Any, TypeVar, overload
 import msgspec
 from attrs import frozen
 
+from etcdreplica.app.methods import QUERY
 from etcdreplica.clock import boottime
 from etcdreplica.errors import UsageError
 from etcdreplica.objects.client import Client
 from etcdreplica.objects.connection import in_background
-from etcdreplica.app.methods import QUERY
 from etcdreplica.words import check_name, check_seconds
 
 TIMEOUT_S = 30.0
