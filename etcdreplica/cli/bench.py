@@ -139,10 +139,38 @@ def checkpoint_command(trials: int, large_mib: int, changed_mib: int, etcd_progr
         raise SystemExit(1)
 
 
+@bench_command.command("object")
+@click.option("--trials", type=click.IntRange(10), default=300, show_default=True, help="How many single updates.")
+@click.option("--kills", type=click.IntRange(1), default=30, show_default=True, help="Of the primary, under load.")
+@click.option("--etcd-program", metavar="FILE", help="Which etcd to use. [default: that on PATH, else the wheel's]")
+@output_option
+def object_command(trials: int, kills: int, etcd_program: str | None, output: str) -> None:
+    """Measure replicated objects on 3 hosts, beside a gRPC round trip and, if it is installed, PySyncObj with 3 nodes.
+
+    \b
+    in_primary            an update, called in the process of the primary; ratio to the best of PySyncObj's settings
+    connect               the same from another process; ratio to one round trip on a gRPC stream
+    throughput_100, ...   updates a second with so many under way, called in the primary; ratios to the best of PySyncObj's
+    gap                   for how long no update is acknowledged when the primary is killed while 20 are under way
+    lost_or_doubled       acknowledged updates that are missing, or were applied twice, after all the kills
+
+    \b
+    Examples:
+      etcdreplica bench object
+      etcdreplica bench object --kills 200 -o json
+    """
+    from etcdreplica.testing.bench_object import object_
+
+    result = object_(trials, kills, etcd_program, lambda what: click.echo(f"{what} ...", err=True))
+    click.echo(json.dumps(result, indent=2)) if output == "json" else _print(result)
+    if not result["ok"]:
+        raise SystemExit(1)
+
+
 def _print(result: dict[str, Any]) -> None:
     click.echo(", ".join(f"{key} {value}" for key, value in {**result["parameters"], **result["environment"]}.items()))
     click.echo(f"{'':<34}{'n':>5}{'p50':>10}{'p95':>10}{'p99':>10}{'max':>10}")
-    for title, group in (("", "metrics"), ("floor ", "floors")):
+    for title, group in (("", "metrics"), ("floor ", "floors"), ("peer ", "peers")):
         for name, m in result[group].items():
             figures = "".join(f"{m[key]:>10.2f}" if key in m else f"{'':>10}" for key in ("p50", "p95", "p99", "max"))
             click.echo(f"{title + name:<34}{m['n']:>5}{figures} {m['unit']}")

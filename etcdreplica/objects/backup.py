@@ -10,6 +10,8 @@ this copy may become primary with it, but must not follow another one with it: i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from etcdreplica.errors import ProtocolError
 from etcdreplica.objects.log import Log
 from etcdreplica.objects.machine import Machine, asks_for_digest
@@ -87,20 +89,19 @@ class BackupLog:
         self.following = True
         return True
 
-    def apply_committed(self) -> list[int]:
-        """Apply what is committed; return the indices after which a digest is asked for. Raises DivergedError."""
+    def apply_committed(self) -> Iterator[int]:
+        """Apply what is committed; yield after each record that asks for a digest of just that state. Raises DivergedError."""
         return self._apply(self.commit)
 
     def apply_all(self) -> None:
         """Apply everything: this copy is primary now, and whatever was acknowledged is among it. Raises DivergedError."""
-        self._apply(self.log.last)
+        for _ in self._apply(self.log.last):
+            pass
 
-    def _apply(self, until: int) -> list[int]:
-        checks = []
+    def _apply(self, until: int) -> Iterator[int]:
         while self.machine.index < until:
             record = self.log[self.machine.index + 1]
             self.machine.apply(record)
             if asks_for_digest(record):
-                checks.append(self.machine.index)
+                yield self.machine.index
         self.log.trim(min(self.commit, self.machine.index))
-        return checks

@@ -47,6 +47,10 @@ class GrpcFloor:
         """Send one small message at a time, and wait for its answer."""
         return asyncio.run(self._round_trips(rounds, pause_s))
 
+    def stream_round_trips(self, rounds: int, pause_s: float) -> list[float]:
+        """Send one small message at a time on one stream, and wait for its answer."""
+        return asyncio.run(self._stream_round_trips(rounds, pause_s))
+
     def stream(self, size: int, rounds: int) -> list[float]:
         """Send so many bytes in one stream, and wait until they are flushed on the other side."""
         return asyncio.run(self._stream(size, rounds))
@@ -61,6 +65,20 @@ class GrpcFloor:
                 started = boottime()
                 await echo(bytes(1024))
                 found.append(1000 * (boottime() - started))
+        return found
+
+    async def _stream_round_trips(self, rounds: int, pause_s: float) -> list[float]:
+        found = []
+        async with grpc.aio.insecure_channel(self._address) as channel:
+            call = channel.stream_stream("/floor/EchoStream")()
+            for number in range(rounds + 1):
+                await asyncio.sleep(pause_s)
+                started = boottime()
+                await call.write(bytes(32))
+                await call.read()
+                if number:  # the first one opens the stream
+                    found.append(1000 * (boottime() - started))
+            call.cancel()
         return found
 
     async def _stream(self, size: int, rounds: int) -> list[float]:
@@ -83,6 +101,10 @@ async def _serve(path: str) -> None:
     async def echo(request: bytes, context: Any) -> bytes:
         return request
 
+    async def echo_stream(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for request in requests:
+            yield request
+
     async def store(requests: AsyncIterator[bytes], context: Any) -> bytes:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
@@ -96,6 +118,7 @@ async def _serve(path: str) -> None:
     server = grpc.aio.server(options=_OPTIONS)
     handlers = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
+        "EchoStream": grpc.stream_stream_rpc_method_handler(echo_stream),
         "Store": grpc.stream_unary_rpc_method_handler(store),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("floor", handlers),))

@@ -86,3 +86,17 @@ async def test_fail_overs_while_updates_are_under_way(copies: Copies) -> None:
     await asyncio.gather(*tasks)
     wanted = {f"account {number}": 300 for number in range(10)}
     await copies.until(lambda: values(copies.copies, "accounts") == [wanted] * 3)
+
+
+async def test_digests_are_of_one_state(copies: Copies) -> None:
+    """Copies that apply many records at once still say what their state was after the one that asks."""
+    ledger = await copies.client()
+    primary = copies.primary
+    assert primary is not None
+    assert primary.server.leading is not None
+    asked = []
+    for _ in range(20):
+        futures = [ledger.deposit("ann", 1) for _ in range(50)]
+        asked.append(primary.server._check(primary.server.leading))
+        await asyncio.gather(*futures)
+    await copies.until(lambda: all(copy.machine.index >= asked[-1] for copy in copies.copies))
