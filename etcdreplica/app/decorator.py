@@ -80,6 +80,7 @@ def protected(
     codec: Any = "msgpack",
     on_checkpoint: Callable[[Any], Any] | None = None,
     min_in_sync: int = 1,
+    durable: bool = False,
     overrides: Mapping[str, Override] | None = None,
 ) -> Protect: ...
 def protected(
@@ -105,6 +106,7 @@ def protected(
     codec: Any = "msgpack",
     on_checkpoint: Callable[[Any], Any] | None = None,
     min_in_sync: int = 1,
+    durable: bool = False,
     overrides: Mapping[str, Override] | None = None,
 ) -> Any:
     """Protect a function, an `async def` or a class: this process becomes a replica of an application.
@@ -141,6 +143,8 @@ def protected(
             `encode(state)` and `decode(data)`.
         on_checkpoint: called in warm backups, in a thread, with the state of each checkpoint that arrives.
         min_in_sync: of a replicated object: updates are refused while fewer copies are in sync.
+        durable: of a replicated object: each update is on the disks of all in-sync copies before it is acknowledged, so that
+            nothing is lost when all of them end at once.
         overrides: by host name, what differs there (interpreter, command, directory, environment).
 
     Raises:
@@ -176,9 +180,9 @@ def protected(
 
     def protect(body: Any) -> Any:
         if isinstance(body, type):
-            return _protect_class(body, {**options, "min_in_sync": min_in_sync}, health, keeping)
-        if min_in_sync != 1:
-            raise UsageError("min_in_sync is for classes")
+            return _protect_class(body, {**options, "min_in_sync": min_in_sync, "durable": durable}, health, keeping)
+        if min_in_sync != 1 or durable:
+            raise UsageError("min_in_sync and durable are for classes")
         return _protect(body, options, health, keeping)
 
     return protect if function is None else protect(function)
@@ -234,6 +238,8 @@ def _protect_class(cls: type[Any], options: dict[str, Any], health: Callable[[],
     check_count("min_in_sync", options["min_in_sync"], 1, options["degree"])
     if keeping.on_checkpoint is not None:
         raise UsageError("on_checkpoint is for functions: an object loads its checkpoints itself")
+    if options["style"] != Style.HOT and (options["durable"] or options["min_in_sync"] != 1):
+        raise UsageError("min_in_sync and durable are for style hot: under the others a state is kept by its checkpoints")
     options = {"name": check_name("application name", cls.__name__.lower()), **options, "object": True}
     kept = None if options["style"] == Style.HOT else Keeping(Codec(), keeping.interval_s or OBJECT_INTERVAL_S, None)
 

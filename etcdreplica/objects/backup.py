@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from etcdreplica.errors import ProtocolError
+from etcdreplica.objects.disk import Recovered
 from etcdreplica.objects.log import Log
 from etcdreplica.objects.machine import Machine, asks_for_digest
 from etcdreplica.objects.wire import Part, Position, Records
@@ -29,6 +30,13 @@ class BackupLog:
         self.following = False  # whether our records are those of the primary of this epoch
         self._staged: list[bytes] = []  # of a new primary, until all are there
         self._parts = bytearray()
+
+    def recover(self, found: Recovered) -> None:
+        """Be what a disk says. Raises CheckpointError."""
+        self.machine.load(found.snapshot)
+        self.log.clear(found.index + 1)
+        self.log.extend(found.records)
+        self.commit = found.commit
 
     def fence(self, epoch: int) -> bool:
         """Learn of an epoch; return whether it is not over."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from etcdreplica.errors import CheckpointError, DivergedError, EtcdReplicaError, ProtocolError, UsageError
 from etcdreplica.objects.backup import BackupLog
 from etcdreplica.objects.connection import Connection
+from etcdreplica.objects.disk import DiskLog
 from etcdreplica.objects.leading import Me
 from etcdreplica.objects.wire import Ack, Digest, Follow, Message, Part, Ping, Pong, Records, Refuse
 
@@ -20,6 +21,7 @@ class Following:
 
     def __init__(self, me: Me, backup: BackupLog, fail: Callable[[EtcdReplicaError], None]) -> None:
         self.backup = backup
+        self.disk: DiskLog | None = None
         self.fresh_at: float | None = None  # the state is no older than this
         self._me = me
         self._fail = fail
@@ -60,18 +62,11 @@ class Following:
     def _on_message(self, connection: Connection, message: Message) -> None:
         if self._primary is not connection:
             return
-        backup = self.backup
         try:
             if isinstance(message, Records):
-                if backup.take(message):
-                    if message.records or message.until >= 0:
-                        connection.send(Ack(backup.epoch, backup.log.last))
-                    if not self._applying:
-                        self._applying = True
-                        asyncio.get_running_loop().call_soon(self._apply, connection)  # after what was just said is sent
+                self._on_records(connection, message)
             elif isinstance(message, Part):
-                if backup.take_part(message):
-                    connection.send(Ack(backup.epoch, backup.log.last))
+                self._on_part(connection, message)
             elif isinstance(message, Pong):
                 self._on_pong(message)
             elif isinstance(message, Refuse) and message.diverged:
@@ -84,6 +79,33 @@ class Following:
         except (DivergedError, CheckpointError, UsageError) as error:
             connection.close(str(error))
             self._fail(error)
+
+    def _on_records(self, connection: Connection, message: Records) -> None:
+        backup = self.backup
+        if not backup.take(message):
+            return
+        if message.until >= 0:
+            self._hold(connection, backup.machine.index + 1)
+        elif message.records:
+            self._hold(connection, message.first)
+        if not self._applying:
+            self._applying = True
+            asyncio.get_running_loop().call_soon(self._apply, connection)  # after what was just said is sent
+
+    def _on_part(self, connection: Connection, message: Part) -> None:
+        backup = self.backup
+        if backup.take_part(message):
+            if self.disk is not None:
+                self.disk.compact(backup.machine.index, backup.commit, backup.machine.snapshot())
+            self._hold(connection, backup.log.last + 1)
+
+    def _hold(self, connection: Connection, first: int) -> None:
+        """Tell the primary what this copy holds, once the records from `first` on are on the disk, if it has one."""
+        ack, log = Ack(self.backup.epoch, self.backup.log.last), self.backup.log
+        if self.disk is None:
+            connection.send(ack)
+        else:
+            self.disk.append(first, [log[index] for index in range(first, log.last + 1)], lambda: connection.send(ack))
 
     def _apply(self, connection: Connection) -> None:
         self._applying = False

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 from attrs import define, frozen
@@ -19,6 +20,7 @@ from etcdreplica.errors import EtcdReplicaError, ObjectError, ProtocolError
 from etcdreplica.objects.backup import BackupLog
 from etcdreplica.objects.connection import Connection, dial
 from etcdreplica.objects.copies import Copy, Members, MembersUnknownError, WatchDogLine
+from etcdreplica.objects.disk import DiskLog
 from etcdreplica.objects.machine import Machine
 from etcdreplica.objects.primary import PrimaryLog
 from etcdreplica.objects.wire import VERSION, Ack, Digest, Follow, Message, Part, Ping, Pong, Position, Records, Refuse
@@ -102,6 +104,7 @@ class Leading:
         line: WatchDogLine | None,
         tasks: Tasks,
         on_commit: Callable[[], None],
+        disk: DiskLog | None = None,
     ) -> None:
         self.epoch = epoch
         self._me = me
@@ -109,6 +112,8 @@ class Leading:
         self._line = line
         self._tasks = tasks
         self._on_commit = on_commit
+        self._disk = disk
+        self._written = backup.log.last  # what the disk has, or was asked to have
         self._recorded = members
         self.log = PrimaryLog(me.incarnation, survivors(me, members), backup.log, backup.commit)
         self.log.advance()
@@ -133,11 +138,19 @@ class Leading:
             self._drop(peer, "this copy ends")
 
     def flush(self) -> None:
-        """Send the copies what is new."""
-        more = self.log.ack(self._me.incarnation, self.log.log.last)
+        """Send the copies what is new, and have it written."""
         for peer in self._peers.values():
             self._pump(peer)
-        if more:
+        if self._disk is None:
+            self._hold(self.log.log.last)
+            return
+        while self._written < self.log.log.last:
+            first, records = self._written + 1, self.log.log.batch(self._written + 1)
+            self._written += len(records)
+            self._disk.append(first, records, partial(self._hold, self._written))
+
+    def _hold(self, index: int) -> None:
+        if self.log.ack(self._me.incarnation, index):
             self._on_commit()
 
     def expect_digest(self, index: int, digest: bytes) -> None:

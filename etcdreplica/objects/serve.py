@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from etcdreplica.app.decorator import ObjectDefinition
@@ -90,7 +91,10 @@ class _Serving:
         welcome = replica._heard.get("welcome", {})
         if self._is_hot and replica._link is not None:
             self._line = WatchDogLine(replica._link.send)
-        settings = Settings(replica.name, options["min_in_sync"], options["failover"] == Failover.FAST)
+        durable = None
+        if options["durable"] and "state_dir" in welcome:  # of this application only: an earlier one of its name had another
+            durable = Path(welcome["state_dir"]) / str(welcome["born"])
+        settings = Settings(replica.name, options["min_in_sync"], options["failover"] == Failover.FAST, durable)
         self._server = ObjectServer(
             settings, self._machine, int(welcome.get("incarnation", 1)), replica.host, self._line, self._fail
         )

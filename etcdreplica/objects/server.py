@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from attrs import frozen
 
@@ -21,6 +22,7 @@ from etcdreplica.errors import EtcdReplicaError, ObjectError, ProtocolError
 from etcdreplica.objects.backup import BackupLog
 from etcdreplica.objects.connection import Connection
 from etcdreplica.objects.copies import Copy, Members, WatchDogLine
+from etcdreplica.objects.disk import COMPACT_BYTES, DiskLog
 from etcdreplica.objects.following import Following
 from etcdreplica.objects.leading import Leading, Me, Tasks, read_members, survivors
 from etcdreplica.objects.machine import BARRIER, CALLS, CHECK, NOTHING, TICK, Machine, record_of
@@ -63,6 +65,7 @@ class Settings:
     app: str
     min_in_sync: int = 1
     fast: bool = False
+    durable: Path | None = None  # the directory of its log on this host's disk
 
 
 @frozen
@@ -98,6 +101,7 @@ class ObjectServer:
         self._fail = fail
         self._tasks = Tasks(settings.app, fail)
         self._following = Following(self._me, BackupLog(machine), fail)
+        self._disk: DiskLog | None = None
         self._epoch = 0
         self._copies: list[Copy] | None = None
         self._clients: set[Connection] = set()
@@ -108,7 +112,11 @@ class ObjectServer:
         self._flushing = False
 
     async def start(self, host: str, port: int = 0) -> str:
-        """Listen; return HOST:PORT. Raises OSError."""
+        """Recover what the disk has, and listen; return HOST:PORT. Raises OSError, StorageError."""
+        if self.settings.durable is not None:
+            self._disk = self._following.disk = DiskLog(self.settings.durable, self._fail)
+            if (found := self._disk.recover()) is not None:
+                self._following.backup.recover(found)
         self._server = await asyncio.get_running_loop().create_server(self._accept, host, port)
         port = self._server.sockets[0].getsockname()[1]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -126,6 +134,8 @@ class ObjectServer:
         for connection in list(self._clients):
             connection.close("this copy ends")
         await asyncio.sleep(0)
+        if self._disk is not None:
+            await asyncio.to_thread(self._disk.close)
 
     # --- what the WatchDog says ------------------------------------------------------------------------------------
 
@@ -149,15 +159,20 @@ class ObjectServer:
         members = await read_members(me, self._line) if self._line is not None else Members(0, 0, 0, {})
         if self._epoch > epoch:
             return
-        if machine.instance is None and me.incarnation in members.hosts:
+        expected = me.incarnation in members.hosts or (self._disk is not None and me.host in members.hosts.values())
+        if machine.instance is None and expected:
             raise ObjectError("this copy is in sync by what stands in etcd, but has no state")
-        if members.hosts and not survivors(me, members):
+        if members.hosts and not survivors(me, members) and not expected:
             log.error("%s: every in-sync copy was lost; what they had acknowledged last may be missing", me.app)
         self._following.stop("this copy is primary now")
         backup.apply_all()
         if machine.instance is None:
             machine.begin(self._now())
-        self.leading = Leading(me, epoch, machine, backup, members, self._line, self._tasks, self._answer)
+            if self._disk is not None:
+                self._disk.compact(machine.index, machine.index, machine.snapshot())
+        if self._disk is not None:
+            await self._disk.flushed()
+        self.leading = Leading(me, epoch, machine, backup, members, self._line, self._tasks, self._answer, self._disk)
         self.leading.start(self._copies)
         for client in self._clients:
             client.send(self._standing)
@@ -298,6 +313,8 @@ class ObjectServer:
         while True:
             await asyncio.sleep(PING_S)
             now = self._me.clock()
+            if self._disk is not None and self._disk.size > COMPACT_BYTES:
+                self._compact(self._disk)
             if self.leading is None:
                 self._following.ping()
                 continue
@@ -314,3 +331,16 @@ class ObjectServer:
         self._log(record_of(CHECK, self._now()))
         leading.expect_digest(self._machine.index, self._machine.digest())
         return self._machine.index
+
+    def _compact(self, disk: DiskLog) -> None:
+        """Write a snapshot in the place of a log that has become long."""
+        machine, backup = self._machine, self._following.backup
+        if machine.instance is None:
+            return
+        commit = self.leading.log.commit if self.leading is not None else backup.commit
+        disk.compact(machine.index, commit, machine.snapshot())
+        disk.append(machine.index + 1, [backup.log[index] for index in range(machine.index + 1, backup.log.last + 1)], _nothing)
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""

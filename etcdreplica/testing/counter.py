@@ -28,6 +28,7 @@ parser.add_argument("--style", default="hot")
 parser.add_argument("--degree", type=int, default=3)
 parser.add_argument("--min-in-sync", type=int, default=1)
 parser.add_argument("--failover", default="safe")
+parser.add_argument("--durable", action="store_true")
 parser.add_argument("--directory", type=Path, help="where each copy listens; without it, none does")
 
 
@@ -144,5 +145,6 @@ if __name__ == "__main__":
         name=options.name,
         min_in_sync=options.min_in_sync,
         failover=options.failover,
+        durable=options.durable,
     )
     serve(protect(Counter), body=body)

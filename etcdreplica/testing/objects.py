@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
 from etcdreplica.app.protocol import Decoder, encode
 from etcdreplica.app.state import Codec
 from etcdreplica.errors import EtcdReplicaError
@@ -33,7 +35,10 @@ class CopyHandle:
         self.role = Role.BACKUP
         self.line = WatchDogLine(lambda kind, **fields: copies.hear(self, kind, fields))
         self.machine = Machine(copies.cls, Codec(copies.codec), copies.args)
-        self.server = ObjectServer(copies.settings, self.machine, incarnation, host, self.line, self._fail)
+        settings = copies.settings
+        if settings.durable is not None:  # each host has a disk of its own
+            settings = evolve(settings, durable=settings.durable / host)
+        self.server = ObjectServer(settings, self.machine, incarnation, host, self.line, self._fail)
 
     def _fail(self, error: EtcdReplicaError) -> None:
         self.error = self.error or error
