@@ -123,7 +123,7 @@ class ReplicaManager:
         for incarnation in plan.consumed if new else app.failures:
             yield Delete(Key(Kind.FAILURES, (app.name, str(incarnation))))
         if new is None:
-            yield Delete(Key(Kind.CHECKPOINTS, (app.name,)))
+            yield from (Delete(Key(kind, (app.name,))) for kind in (Kind.CHECKPOINTS, Kind.IN_SYNC))
         if new is None and app.pause:
             yield Delete(Key(Kind.PAUSES, ("app", app.name)))
         for event in plan.events:
