@@ -172,7 +172,10 @@ class InSyncSet:
             result = await self._store.commit(Txn(tuple(conditions), (Put(self._key, record),)))
             if result.succeeded:
                 return result.revision, ""
-            entry = await self._read_again()
+            try:
+                entry = await self._read()
+            except StoreError as error:
+                return 0, f"a condition of the write failed, and which one cannot be read: {error}"
             if (entry.mod_revision if entry is not None else 0) != expected:
                 return 0, "the in-sync set has changed meanwhile: a condition of the write failed"
             if over != (expected or self._foreign):
@@ -185,13 +188,6 @@ class InSyncSet:
             if self._standing()[1] == placed:
                 break
         return 0, "the placement of this primary has changed: a condition of the write failed"
-
-    async def _read_again(self) -> Entry | None:
-        """Read after a write that has not happened: whatever goes wrong, that is known."""
-        try:
-            return await self._read()
-        except StoreError as error:
-            raise StoreDeniedError(f"a condition of the write failed, and then etcd did: {error}") from None
 
 
 def _members(value: object) -> tuple[Member, ...]:
