@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
-from etcdreplica.core.timing import preset
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster, find_etcd
 from tests.integration.stage import Stage
 
 WORKER = Path(__file__).parent / "apps" / "worker.py"
 PATIENCE_S = 60.0  # after which something counts as never happening
-LASTING_TTL_S = preset("safe").lease_ttl_s  # where no test waits for a lease to end
+LASTING_TTL_S = 10.0  # where hardly a test waits for a lease to end: it outlasts what a busy disk makes etcd wait
 _numbers = itertools.count()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; what we start would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Worker:

@@ -301,9 +301,10 @@ def transfers(cluster: LocalCluster, host: str, app: str) -> list[tuple[int, int
 def test_little_moves_when_little_has_changed(cluster: LocalCluster) -> None:
     """Of 100 MiB of which 1 % has changed, hardly more than that travels."""
     app = Stateful(cluster, 2)
+    backup = seats(cluster, app.name)[1]
     app.ask("save", size=100 * MIB, rounds=1, wait=True)
     app.ask("change", share=0.01, wait=True)
-    ((first, count), (second, _)) = transfers(cluster, seats(cluster, app.name)[1], app.name)
+    ((first, count), (second, _)) = transfers(cluster, backup, app.name)
     assert (first, count) == (1600, 1600)
     assert second == 16
     digest = app.ask("about")["digest"]
