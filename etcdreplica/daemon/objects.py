@@ -93,7 +93,7 @@ class InSyncSet:
             question, revision = (check_count(name, message[name], most=2**63) for name in ("question", "revision"))
             members = _members(message["members"])
             if self._changing:
-                connection.send("changed", question=question, error="another change is under way", unknown=False)
+                connection.send("changed", question=question, error="another change is under way", unknown=True)
                 return True
             self._changing, self._known = True, None
             self._spawn(self._change(question, revision, members, connection))

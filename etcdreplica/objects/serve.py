@@ -22,6 +22,7 @@ from etcdreplica.words import Failover, Role, Style
 
 FAILED_S = 1.0  # for the WatchDog to hear why this copy ends
 EXIT_FAILED = 70
+PULSE_S = 0.1
 
 
 def serve(cls: type[Any], *args: Any, body: Callable[..., Any] | None = None) -> Any:
@@ -57,6 +58,7 @@ class _Serving:
         self._loop = background_loop()
         self._error: EtcdReplicaError | None = None
         self._has_body = False
+        self._over = False
         self._server: ObjectServer | None = None
         self._line: WatchDogLine | None = None
 
@@ -104,9 +106,17 @@ class _Serving:
         except OSError as error:
             raise ConfigurationError(f"{replica.name} cannot listen on {host}: {error.strerror or error}") from None
         self._server.become(replica.epoch, primary=replica.role is Role.PRIMARY)
+        self._pulse()
         return address
 
+    def _pulse(self) -> None:
+        """Give a sign of life of the loop: a method that does not return is a hang."""
+        if not self._over:
+            self._replica._beat_loop()
+            self._loop.call_later(PULSE_S, self._pulse)
+
     async def _stop(self) -> None:
+        self._over = True
         if self._server is not None:
             await self._server.stop()
 
