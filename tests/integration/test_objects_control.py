@@ -213,7 +213,7 @@ def test_each_new_primary_keeps_the_set(cluster: LocalCluster, ledger: Ledger) -
     ledger.keep("host-a", "host-c")
     kill(ledger.pid("host-c"))
     cluster.wait_until(lambda _: ledger.primary == "host-a", "host-a to lead", PATIENCE_S)
-    assert {line["on"] for line in ledger.told("role") if line["role"] == "primary"} == {"host-a", "host-c"}
+    ledger.wait_told("role", lambda lines: {x["on"] for x in lines if x["role"] == "primary"} == {"host-a", "host-c"})
 
 
 def test_copy_that_is_not_in_sync_leads_only_when_all_others_are_dead(cluster: LocalCluster, ledger: Ledger) -> None:
