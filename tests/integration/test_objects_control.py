@@ -23,7 +23,7 @@ from tests.integration.conftest import LASTING_TTL_S, kill
 
 pytestmark = pytest.mark.integration
 
-COPY = Path(__file__).parent / "apps" / "copy.py"
+PROGRAM = Path(__file__).parent / "apps" / "replicated.py"
 PATIENCE_S = 60.0
 _numbers = itertools.count()
 
@@ -41,7 +41,7 @@ class Ledger:
         """Start it with its primary on host-a, alone in the set."""
         self.members.write_text("host-a")
         words = ("--name", self.name, "--journal", str(self.journal), "--members", str(self.members), *arguments)
-        self.cluster.start(COPY, *words)
+        self.cluster.start(PROGRAM, *words)
         self.wait_set("host-a")
 
     def keep(self, *hosts: str) -> None:
