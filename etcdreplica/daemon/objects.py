@@ -21,6 +21,7 @@ from typing import Any
 from attrs import Factory, define, evolve, frozen
 
 from etcdreplica.app.protocol import Message
+from etcdreplica.daemon.addresses import is_loopback, split
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.errors import ProtocolError, StoreDeniedError, StoreError
@@ -38,9 +39,10 @@ Row = tuple[str, int, Role, int, str | None]  # host, incarnation, role, epoch a
 
 
 def welcome_fields(settings: NodeSettings, registration: Registration, placement: Placement) -> dict[str, Any]:
-    """What the process of an object is told with its welcome."""
-    r = registration
+    """What the process of an object is told with its welcome. It listens where this node does, but knows no TLS yet."""
+    r, (host, _) = registration, split(settings.peer_listen)
     return {
+        "listen": host if settings.insecure or is_loopback(host) else "",
         "object": {"min_in_sync": r.min_in_sync, "durable": r.durable, "degree": r.degree},
         "state_dir": str(settings.state_dir / "objects" / settings.cluster / r.name),
         "address": settings.address,

@@ -98,7 +98,6 @@ class ObjectServer:
         clock: Clock = boottime,
     ) -> None:
         self.settings = settings
-        self.address = ""
         self.leading: Leading | None = None  # while this copy is primary and serves
         self._machine = machine
         self._me = Me(settings.app, host, incarnation, clock)
@@ -118,17 +117,16 @@ class ObjectServer:
         self._flushing = False
         self._complaint = ""
 
-    async def start(self, host: str, port: int = 0) -> str:
-        """Recover what the disk has, and listen; return HOST:PORT. Raises OSError, StorageError."""
+    async def start(self, host: str) -> int:
+        """Recover what the disk has, and listen; return the port. Raises OSError, StorageError."""
         if self.settings.durable is not None:
             self._disk = self._following.disk = DiskLog(self.settings.durable, self._fail)
             if (found := self._disk.recover()) is not None:
                 self._following.backup.recover(found)
-        self._server = await asyncio.get_running_loop().create_server(self._accept, host, port)
-        port = self._server.sockets[0].getsockname()[1]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._server = await asyncio.get_running_loop().create_server(self._accept, host, 0)
         self._tasks.spawn(self._tick())
-        return self.address
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
 
     async def stop(self) -> None:
         """Hang up on everybody."""
