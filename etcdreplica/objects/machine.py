@@ -7,10 +7,12 @@ a record that comes again, from a client that has seen a fail-over, is answered 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
 import typing
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +39,7 @@ SESSION_TICKS = 60  # of the primary, after which a session that was not used is
 SESSIONS = 10_000  # that are remembered; the one that was not used for longest goes first
 CALLS, TICK, CHECK, BARRIER = range(4)  # kinds of records
 _HEAD = struct.Struct(">Bd")
-_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
+_sorted = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 def record_of(kind: int, time: float, payload: bytes = b"") -> bytes:
@@ -206,12 +208,7 @@ class Machine:
 
     def digest(self) -> bytes:
         """Return what is the same on all copies that have applied the same records."""
-        state = self._state()
-        try:
-            data = _canonical(state)
-        except (TypeError, ValueError):
-            data = self.codec.encode(state)[1]
-        return hashlib.blake2b(data, digest_size=16).digest()
+        return hashlib.blake2b(canonical(self._state()), digest_size=16).digest()
 
     def check_state(self) -> None:
         """See that a snapshot would give the same state back. Raises UsageError, which says what would not."""
@@ -222,7 +219,7 @@ class Machine:
             return
         again = vars(copy)
         for name in state:
-            if again.get(name) != state[name] or type(again.get(name)) is not type(state[name]):
+            if not _same(again.get(name), state[name]):
                 raise UsageError(
                     f"{self.cls.__name__}.{name} comes back from a snapshot as {again.get(name)!r:.200}, not as "
                     f"{state[name]!r:.200}: annotate it in the body of the class (as in `{name}: dict[str, Item]`), or give "
@@ -231,7 +228,12 @@ class Machine:
 
     def _state(self) -> Any:
         own = getattr(self.cls, "snapshot", None)
-        return own(self.instance) if own is not None else vars(self.instance)
+        if own is not None:
+            return own(self.instance)
+        try:
+            return vars(self.instance)
+        except TypeError:
+            raise UsageError(f"{self.cls.__name__} has __slots__: give it methods snapshot() and restore(state)") from None
 
     def _fill(self, instance: Any, state: Any) -> None:
         own = getattr(self.cls, "restore", None)
@@ -239,15 +241,76 @@ class Machine:
             own(instance, state)
             return
         if self._hints is None:
-            self._hints = typing.get_type_hints(self.cls)
+            self._hints = self._annotations()
         for name, value in state.items():
             if name in self._hints and self.codec.name == "msgpack":
-                value = msgspec.convert(value, self._hints[name], builtin_types=(bytes,), str_keys=False)
+                try:
+                    value = msgspec.convert(value, self._hints[name], builtin_types=(bytes,), str_keys=False)
+                except (TypeError, ValueError, msgspec.MsgspecError) as error:
+                    raise CheckpointError(f"{self.cls.__name__}.{name} is not what its annotation says: {error}") from None
             setattr(instance, name, value)
+
+    def _annotations(self) -> dict[str, Any]:
+        try:
+            return typing.get_type_hints(self.cls)
+        except Exception as error:
+            raise UsageError(
+                f"the annotations in the body of {self.cls.__name__} cannot be read ({error}): its state is turned back by "
+                "them, so what they name must be there when the program runs, at the top of its module"
+            ) from None
 
 
 _Snapshot = tuple[bytes, int, float, int, list[tuple[bytes, int, int, int, list[tuple[int, tuple[int, bytes]]]]], str, bytes]
 NOTHING = msgspec.Raw(encode_value(None))
+
+
+def canonical(value: Any) -> bytes:
+    """Return bytes that are the same for equal values, whatever the order in their dicts and sets.
+
+    There are none for what has cycles, or consists of objects that hide what is in them: those are not compared.
+    """
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
+        return _sorted(value)
+    with contextlib.suppress(TypeError, ValueError, RecursionError):  # keys of a dict that are no text, objects
+        return encode_value(_ordered(value))
+    return b""
+
+
+def _ordered(value: Any) -> Any:
+    """Return plain values that say what is in this one, of which types, with dicts and sets sorted."""
+    kind = type(value)
+    if isinstance(value, dict):
+        return [
+            kind.__qualname__,
+            sorted([encode_value(_ordered(key)), encode_value(_ordered(item))] for key, item in value.items()),
+        ]
+    if isinstance(value, set | frozenset):
+        return [kind.__qualname__, sorted(encode_value(_ordered(item)) for item in value)]
+    if isinstance(value, list | tuple | deque):
+        return [kind.__qualname__, [_ordered(item) for item in value]]
+    if hasattr(kind, "__struct_fields__"):
+        names = kind.__struct_fields__
+    elif hasattr(kind, "__attrs_attrs__"):
+        names = [attribute.name for attribute in kind.__attrs_attrs__]
+    elif hasattr(kind, "__dataclass_fields__"):
+        names = list(kind.__dataclass_fields__)
+    else:
+        try:
+            encode_value(value)
+        except TypeError:
+            return [kind.__qualname__, _ordered(vars(value))]
+        return value
+    return [kind.__qualname__, [_ordered(getattr(value, name)) for name in names]]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether they are of the same type and equal. NaN is NaN; of what equals only itself, what is in it counts."""
+    if type(one) is not type(other):
+        return False
+    try:
+        return bool(one == other) or encode_value(_ordered(one)) == encode_value(_ordered(other))
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _encode_error(error: Exception) -> bytes:

@@ -186,5 +186,5 @@ def decode(body: bytes) -> Message:
     """Turn the bytes of one message back. Raises ProtocolError."""
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"a frame is no message: {error}") from None
