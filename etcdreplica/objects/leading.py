@@ -19,7 +19,7 @@ from etcdreplica.clock import Clock
 from etcdreplica.errors import EtcdReplicaError, ObjectError, ProtocolError
 from etcdreplica.objects.backup import BackupLog
 from etcdreplica.objects.connection import Connection, dial
-from etcdreplica.objects.copies import Copy, Members, MembersUnknownError, WatchDogLine
+from etcdreplica.objects.copies import Copy, Members, WatchDogLine
 from etcdreplica.objects.disk import DiskLog
 from etcdreplica.objects.machine import Machine
 from etcdreplica.objects.primary import PrimaryLog
@@ -237,6 +237,8 @@ class Leading:
         if position.history == self._machine.history and records.first <= at <= records.last + 1:
             until = records.last
             while True:
+                if at < records.first:
+                    raise ObjectError("it was too slow: what it lacks is not kept any more")
                 batch = records.batch(at)
                 connection.send(Records(self.epoch, at, batch, self.log.commit, until))
                 at += len(batch)
@@ -347,13 +349,14 @@ class Leading:
         known = self._recorded.hosts
         hosts = {**known, **{copy: peer.copy.host for copy, peer in self._peers.items()}, self._me.incarnation: self._me.host}
         members = {copy: hosts[copy] for copy in sorted(wanted)}
+        based_on = self._recorded.revision
         self.log.change(wanted)
         try:
-            revision = await line.change(self._recorded.revision, [(host, copy) for copy, host in members.items()])
+            revision = await line.change(based_on, [(host, copy) for copy, host in members.items()])
         except ObjectError as error:
             log.info("%s: the in-sync set is not changed yet: %s", self._me.app, error)
             await asyncio.sleep(RETRY_S)
-            await self._reread(line, certain=not isinstance(error, MembersUnknownError))
+            await self._reread(line, based_on)
             return
         for copy in self.log.in_sync - wanted:
             log.warning("%s: the copy on %s is not in sync any more", self._me.app, hosts.get(copy, "?"))
@@ -361,12 +364,16 @@ class Leading:
         if self.log.changed(wanted):
             self._on_commit()
 
-    async def _reread(self, line: WatchDogLine, *, certain: bool) -> None:
-        """Learn what stands in etcd. `certain`: our last change was refused, so none of ours can happen any more."""
+    async def _reread(self, line: WatchDogLine, based_on: int) -> None:
+        """Learn what stands in etcd after a change did not succeed, or we do not know.
+
+        Once the revision that it was based on is over, neither it nor an earlier one can happen any more. A refusal alone does
+        not say so: the WatchDog may refuse a change while an earlier one, which we wait for no longer, is under way.
+        """
         members = self._recorded = await read_members(self._me, line)
         if members.epoch > self.epoch:
             raise ObjectError(f"epoch {self.epoch} is over: there is a primary of epoch {members.epoch}")
-        if certain and self.log.changed(survivors(self._me, members)):
+        if members.revision != based_on and self.log.changed(survivors(self._me, members)):
             self._on_commit()
 
 
