@@ -40,6 +40,7 @@ from etcdreplica.objects.copies import Copy, copies_of
 from etcdreplica.objects.wire import (
     DONE,
     EXPIRED,
+    FORGOTTEN,
     NO_METHOD,
     NOT_PRIMARY,
     OVERLOADED,
@@ -77,7 +78,7 @@ class Pending:
 
     number: int
     kind: str
-    call: tuple[int, str, list[Any], dict[str, Any] | None]
+    call: tuple[int, str, Any, Any]  # as on the wire; the arguments are bytes already: the caller may change them
     size: int
     max_age: float | None
     until: float
@@ -102,6 +103,7 @@ class Client:
         self._dialing: dict[str, asyncio.Task[None]] = {}
         self._primary: Connection | None = None
         self._flushing = False
+        self._refused: list[Pending] = []  # to be tried again
         self._handed_over: deque[Any] = deque()
         self._taking = False
         self._why = "no copy has been found yet"
@@ -146,18 +148,19 @@ class Client:
         """Begin a call. Raises UsageError, OverloadedError."""
         if self._closed:
             raise UsageError(f"this connection to {self.app} was closed")
-        if len(self._updates) >= MAX_OUTSTANDING:
-            raise OverloadedError(f"{self.app}: {MAX_OUTSTANDING} updates of this client are not answered yet")
-        self._number += 1
-        call = (self._number, method, list(args), dict(kwargs) or None)
+        waiting = self._updates if kind == UPDATE else self._queries
+        if len(waiting) >= MAX_OUTSTANDING:
+            raise OverloadedError(f"{self.app}: {MAX_OUTSTANDING} calls of this client are not answered yet")
         try:
-            size = len(encode_value(call))
+            given = encode_value(list(args)), encode_value(dict(kwargs) or None)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise UsageError(f"the arguments of {method} cannot be sent as msgpack: {error}") from None
+        size = len(given[0]) + len(given[1])
         if size > MAX_CALL:
             raise UsageError(f"the arguments of {method} take {size} bytes; a call may take {MAX_CALL}")
-        pending = Pending(self._number, kind, call, size, max_age, until, done)
-        (self._updates if kind == UPDATE else self._queries)[pending.number] = pending
+        self._number += 1
+        call = (self._number, method, msgspec.Raw(given[0]), msgspec.Raw(given[1]))
+        pending = waiting[self._number] = Pending(self._number, kind, call, size, max_age, until, done)
         self._unsent.append(pending)
         self._flush_soon()
         return pending
@@ -211,15 +214,15 @@ class Client:
 
     def _flush(self) -> None:
         self._flushing = False
-        unsent, self._unsent = self._unsent, deque()
+        unsent = [p for p in self._unsent if p.number in (self._updates if p.kind == UPDATE else self._queries)]
+        self._unsent.clear()
         updates: list[Pending] = []
-        queries: dict[float | None, list[Pending]] = {}
+        queries: dict[tuple[float | None, int], list[Pending]] = {}
         for pending in unsent:
             if pending.kind == UPDATE:
-                if pending.number in self._updates:
-                    updates.append(pending)
-            elif pending.number in self._queries:
-                queries.setdefault(pending.max_age, []).append(pending)
+                updates.append(pending)
+            else:
+                queries.setdefault((pending.max_age, pending.sent), []).append(pending)
         primary = self._primary
         if primary is None:
             self._unsent.extend(pending for pending in unsent if pending.max_age is None)
@@ -227,29 +230,34 @@ class Client:
             for batch in _batches(updates):
                 below = next(iter(self._updates))
                 primary.send(Calls(self._session, self._new, below, [pending.call for pending in batch]))
-        for max_age, asked in queries.items():
-            connection = primary if max_age is None else self._any()
+        for (max_age, tries), asked in queries.items():
+            connection = primary if max_age is None else self._any(tries)
             if connection is not None:
                 for batch in _batches(asked):
                     connection.send(Asks([pending.call for pending in batch], max_age))
             elif max_age is not None:
                 self._again(asked)
 
-    def _any(self) -> Connection | None:
-        """A copy for queries that may be a little behind: a backup if there is one."""
-        there = [c for c in self._standing if c.is_open]
-        return next((c for c in there if c is not self._primary), there[0] if there else None)
+    def _any(self, tries: int) -> Connection | None:
+        """A copy for queries that may be a little behind: the backups in turn, then the primary."""
+        there = sorted((c for c in self._standing if c.is_open), key=lambda c: c is self._primary)
+        return there[tries % len(there)] if there else None
 
     def _again(self, pendings: Iterable[Pending]) -> None:
         """Try these once more, a moment later. Updates go in order, all that are not answered."""
-        held = [pending for pending in pendings if pending.kind == QUERY]
+        if not self._refused:  # else what was refused before is tried in a moment, and these with it
+            self._loop.call_later(AGAIN_S, self._retry)
+        self._refused += pendings
 
-        def retry() -> None:
-            if not self._closed:
-                self._unsent.extend(held)
-                self._resend_updates()
-
-        self._loop.call_later(AGAIN_S, retry)
+    def _retry(self) -> None:
+        refused, self._refused = self._refused, []
+        if self._closed:
+            return
+        self._unsent.extend(pending for pending in refused if pending.kind == QUERY)
+        if any(pending.kind == UPDATE for pending in refused):
+            self._resend_updates()
+        else:
+            self._flush_soon()
 
     def _resend_updates(self) -> None:
         waiting = [pending for pending in self._unsent if pending.kind == QUERY]
@@ -289,6 +297,7 @@ class Client:
 
     def _take(self, results: list[Result], waiting: dict[int, Pending]) -> None:
         refused: list[Pending] = []
+        forgotten = 0
         for number, code, value in results:
             pending = waiting.get(number)
             if pending is None:
@@ -299,11 +308,33 @@ class Client:
                 pending.done(None if code == DONE else _error_of(value), bytes(value))
             elif code in (NOT_PRIMARY, TOO_OLD) or (pending.sent > 1 and code in (OVERLOADED, TOO_FEW)):
                 refused.append(pending)  # of what was sent before it cannot be said that it has not happened
+            elif code == FORGOTTEN:
+                forgotten = forgotten or number
             else:
                 del waiting[number]
                 pending.done(self._refusal(pending, code), b"")
+        if forgotten:
+            self._renew(forgotten)
         if refused:
             self._again(refused)
+
+    def _renew(self, number: int) -> None:
+        """Begin a new session: the object has forgotten ours, and whatever was sent from this number on, has not happened.
+
+        Of what was sent more than once we do not know what the first time came to. The rest gets new numbers, since answers
+        in the old session may still come.
+        """
+        self._session, self._new = os.urandom(16), True
+        pendings, self._updates = self._updates, {}
+        for pending in pendings.values():
+            if pending.sent > 1 or (pending.sent and pending.number < number):
+                pending.done(self._given_up(pending, "it was silent for so long that its session is forgotten"), b"")
+                continue
+            self._number += 1
+            pending.number, pending.sent = self._number, 0
+            pending.call = (self._number, *pending.call[1:])
+            self._updates[self._number] = pending
+        self._resend_updates()
 
     def _refusal(self, pending: Pending, code: int) -> Exception:
         what = f"{self.app}.{pending.call[1]}"
@@ -312,7 +343,7 @@ class Client:
         if code == TOO_FEW:
             return UnavailableError(f"{what} has not happened: fewer copies are in sync than min_in_sync asks for")
         if code == EXPIRED:
-            return OutcomeUnknownError(f"{what}: this client was silent for so long that its session is forgotten")
+            return OutcomeUnknownError(f"{what} was overtaken by a later call: it may have happened, but not twice")
         if code == NO_METHOD:
             return UsageError(f"{self.app} has no {pending.kind} {pending.call[1]} that takes these arguments")
         return ObjectError(f"{what}: unknown answer {code}")
@@ -370,7 +401,8 @@ class Client:
                 connection.send(Hello(VERSION, self.app))
                 try:
                     await lost
-                    delay = REDIAL_S[0]
+                    if connection in self._standing:
+                        delay = REDIAL_S[0]
                 finally:
                     self._standing.pop(connection, None)
                     self._connections.pop(address, None)
@@ -405,7 +437,9 @@ def _error_of(value: bytes) -> Exception:
         found = builtins if module == "builtins" else sys.modules.get(module) or importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    if isinstance(found, type) and issubclass(found, Exception) and args is not None:
+    may_be_raised = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, StopIteration)
+    if may_be_raised and args is not None:  # StopIteration: a future takes none
         with contextlib.suppress(Exception):
-            return found(*args)
+            made: Exception = found(*args)
+            return made
     return RemoteError(f"{module}.{name}", text)

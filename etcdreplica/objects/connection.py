@@ -125,9 +125,17 @@ def background_loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
+def refuse_to_wait_here() -> None:
+    """See that this is not the thread of that loop. Raises EtcdReplicaError."""
+    if threading.current_thread().name == "etcdreplica objects":
+        raise EtcdReplicaError("this would wait for itself: do not call a replicated object from a method of one")
+
+
 def in_background(work: Coroutine[Any, Any, Any], timeout_s: float | None = None) -> Any:
     """Run something in that loop, and return what it returns."""
-    if threading.current_thread().name == "etcdreplica objects":
+    try:
+        refuse_to_wait_here()
+    except EtcdReplicaError:
         work.close()
-        raise EtcdReplicaError("this would wait for itself: do not call a replicated object from one of its own methods")
+        raise
     return asyncio.run_coroutine_threadsafe(work, background_loop()).result(timeout_s)

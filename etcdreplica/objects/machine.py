@@ -26,6 +26,7 @@ from etcdreplica.objects.context import Moment, replica
 from etcdreplica.objects.wire import (
     DONE,
     EXPIRED,
+    FORGOTTEN,
     NO_METHOD,
     RAISED,
     Call,
@@ -123,7 +124,7 @@ class Machine:
         session = self.sessions.pop(message.session, None)
         if session is None:
             if not message.new:
-                return [(number, EXPIRED, NOTHING) for number, *_ in message.calls]
+                return [(number, FORGOTTEN, NOTHING) for number, *_ in message.calls]
             session = Session(self.tick)
             if len(self.sessions) >= SESSIONS:
                 del self.sessions[next(iter(self.sessions))]
@@ -160,11 +161,11 @@ class Machine:
         try:
             value = method.function(self.instance, *args, **kwargs) if kwargs else method.function(self.instance, *args)
         except Exception as error:
-            return RAISED, _encode_error(error)
+            return RAISED, bytes(error_value(error))
         try:
             return DONE, encode_value(value)
         except Exception as error:
-            return RAISED, _encode_error(UsageError(f"what {name} returned cannot be sent as msgpack: {error}"))
+            return RAISED, bytes(error_value(UsageError(f"what {name} returned cannot be sent as msgpack: {error}")))
 
     def accepts(self, call: Call, kind: str) -> bool:
         """Whether the class has such a method, for such arguments."""
@@ -313,12 +314,13 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
-def _encode_error(error: Exception) -> bytes:
+def error_value(error: Exception) -> msgspec.Raw:
+    """Return what a client is sent in the place of a result."""
     kind = type(error)
     try:
-        return encode_value([kind.__module__, kind.__qualname__, str(error), list(error.args)])
+        return msgspec.Raw(encode_value([kind.__module__, kind.__qualname__, str(error), list(error.args)]))
     except Exception:
-        return encode_value([kind.__module__, kind.__qualname__, _text(error), None])
+        return msgspec.Raw(encode_value([kind.__module__, kind.__qualname__, _text(error), None]))
 
 
 def _text(error: Exception) -> str:

@@ -7,7 +7,6 @@ serves; what it acknowledges from then on is on every in-sync copy.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
@@ -18,18 +17,19 @@ from attrs import frozen
 
 from etcdreplica.app.methods import UPDATE
 from etcdreplica.clock import Clock, boottime
-from etcdreplica.errors import EtcdReplicaError, ObjectError, ProtocolError
+from etcdreplica.errors import EtcdReplicaError, ObjectError, ProtocolError, UsageError
 from etcdreplica.objects.backup import BackupLog
 from etcdreplica.objects.connection import Connection
 from etcdreplica.objects.copies import Copy, Members, WatchDogLine
 from etcdreplica.objects.disk import COMPACT_BYTES, DiskLog
 from etcdreplica.objects.following import Following
 from etcdreplica.objects.leading import Leading, Me, Tasks, read_members, survivors
-from etcdreplica.objects.machine import BARRIER, CALLS, CHECK, NOTHING, TICK, Machine, record_of
+from etcdreplica.objects.machine import BARRIER, CALLS, CHECK, NOTHING, TICK, Machine, error_value, record_of
 from etcdreplica.objects.wire import (
     NO_METHOD,
     NOT_PRIMARY,
     OVERLOADED,
+    RAISED,
     TOO_FEW,
     TOO_OLD,
     VERSION,
@@ -219,7 +219,7 @@ class ObjectServer:
         if isinstance(message, Calls):
             self._on_calls(connection, message, body)
         elif isinstance(message, Asks):
-            self._on_asks(connection, message)
+            self._on_asks(connection, message, len(body))
         else:
             raise ProtocolError(f"a client sent {type(message).__name__}")
 
@@ -245,8 +245,11 @@ class ObjectServer:
             return NOT_PRIMARY
         if len(self.leading.log.in_sync) < self.settings.min_in_sync:
             return TOO_FEW
+        return OVERLOADED if self._is_full(calls, size) else 0
+
+    def _is_full(self, calls: int, size: int) -> bool:
         full = self._waiting_calls + calls > MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES
-        return OVERLOADED if full and self._waiting else 0
+        return full and bool(self._waiting)
 
     def _log(self, record: bytes, message: Calls | None = None) -> list[Result]:
         """Add a record, apply it, and have it sent at the end of this turn of the loop."""
@@ -281,20 +284,25 @@ class ObjectServer:
         try:
             connection.send(message)
         except ProtocolError:  # too long together, or alone
-            for result in message.results:
-                with contextlib.suppress(ProtocolError):
-                    connection.send(type(message)([result]))
+            for number, code, value in message.results:
+                try:
+                    connection.send(type(message)([(number, code, value)]))
+                except ProtocolError as error:
+                    connection.send(type(message)([(number, RAISED, error_value(UsageError(f"what it returned: {error}")))]))
 
     def _now(self) -> float:
         return max(time.time(), self._machine.time)
 
     # --- queries ---------------------------------------------------------------------------------------------------
 
-    def _on_asks(self, connection: Connection, message: Asks) -> None:
+    def _on_asks(self, connection: Connection, message: Asks, size: int) -> None:
+        if self.leading is not None and self._is_full(len(message.calls), size):
+            connection.send(Answers([(number, OVERLOADED, NOTHING) for number, *_ in message.calls]))
+            return
         if self.leading is not None:
             if self.settings.fast and message.max_age is None:
                 self._log(record_of(BARRIER, self._now()))  # the other copies must say that none of them is primary
-            self._wait(connection, Answers([self._machine.ask(call) for call in message.calls]), 0, 0)
+            self._wait(connection, Answers([self._machine.ask(call) for call in message.calls]), len(message.calls), size)
             self._answer()
             return
         fresh_at, code = self._following.fresh_at, 0

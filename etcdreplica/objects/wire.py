@@ -18,7 +18,8 @@ MAX_MESSAGE = 16 << 20
 _LENGTH = struct.Struct(">I")
 
 # How a call ended, in Results. What is not DONE or RAISED was not logged: it has not happened, and will not by itself.
-DONE, RAISED, OVERLOADED, NOT_PRIMARY, TOO_FEW, EXPIRED, NO_METHOD, TOO_OLD = range(8)
+# EXPIRED: it was answered before, or overtaken, and what it came to is not known any more. FORGOTTEN: nor is the session.
+DONE, RAISED, OVERLOADED, NOT_PRIMARY, TOO_FEW, EXPIRED, NO_METHOD, TOO_OLD, FORGOTTEN = range(9)
 
 Call = tuple[int, str, list[Any], dict[str, Any] | None]  # number, method, arguments
 Result = tuple[int, int, msgspec.Raw]  # number, how it ended, what it returned
