@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -39,8 +40,8 @@ from etcdreplica.objects.copies import Copy, copies_of
 from etcdreplica.objects.wire import (
     DONE,
     EXPIRED,
+    FORGOTTEN,
     NO_METHOD,
-    NO_SESSION,
     NOT_PRIMARY,
     OVERLOADED,
     RAISED,
@@ -49,15 +50,15 @@ from etcdreplica.objects.wire import (
     TOO_OLD,
     VERSION,
     Answers,
+    Asks,
+    Calls,
     Hello,
     Message,
-    RawAsks,
-    RawCalls,
     Refuse,
     Result,
     Results,
     Standing,
-    encode_call,
+    encode_value,
 )
 
 log = logging.getLogger(__name__)
@@ -78,8 +79,7 @@ class Pending:
 
     number: int
     kind: str
-    method: str
-    call: msgspec.Raw
+    call: tuple[int, str, Any, Any]  # as on the wire; the arguments are bytes already: the caller may change them
     size: int
     max_age: float | None
     until: float
@@ -104,8 +104,7 @@ class Client:
         self._dialing: dict[str, asyncio.Task[None]] = {}
         self._primary: Connection | None = None
         self._flushing = False
-        self._held: list[Pending] = []
-        self._retrying = False
+        self._refused: list[Pending] = []  # to be tried again
         self._handed_over: deque[Any] = deque()
         self._taking = False
         self._why = "no copy has been found yet"
@@ -150,18 +149,21 @@ class Client:
         """Begin a call. Raises UsageError, OverloadedError."""
         if self._closed:
             raise UsageError(f"this connection to {self.app} was closed")
-        if len(self._updates) >= MAX_OUTSTANDING:
-            raise OverloadedError(f"{self.app}: {MAX_OUTSTANDING} updates of this client are not answered yet")
-        self._number += 1
+        waiting = self._updates if kind == UPDATE else self._queries
+        if len(waiting) >= MAX_OUTSTANDING:
+            raise OverloadedError(f"{self.app}: {MAX_OUTSTANDING} calls of this client are not answered yet")
         try:
-            call = encode_call((self._number, method, list(args), dict(kwargs) or None))
+            given = encode_value(list(args)), encode_value(dict(kwargs) or None)
+            for data in given:
+                msgspec.msgpack.decode(data)  # what can be written but not read would end the connection
         except Exception as error:
             raise UsageError(f"the arguments of {method} cannot be sent as msgpack: {error}") from None
-        size = len(memoryview(call))
+        size = len(given[0]) + len(given[1])
         if size > MAX_CALL:
             raise UsageError(f"the arguments of {method} take {size} bytes; a call may take {MAX_CALL}")
-        pending = Pending(self._number, kind, method, call, size, max_age, until, done)
-        (self._updates if kind == UPDATE else self._queries)[pending.number] = pending
+        self._number += 1
+        call = (self._number, method, msgspec.Raw(given[0]), msgspec.Raw(given[1]))
+        pending = waiting[self._number] = Pending(self._number, kind, call, size, max_age, until, done)
         self._unsent.append(pending)
         self._flush_soon()
         return pending
@@ -203,7 +205,7 @@ class Client:
                     pending.done(self._given_up(pending, self._why or "no answer came in time"), b"")
 
     def _given_up(self, pending: Pending, why: str) -> Exception:
-        what = f"{self.app}.{pending.method}"
+        what = f"{self.app}.{pending.call[1]}"
         if pending.kind == UPDATE and pending.sent:
             return OutcomeUnknownError(f"{what} was sent but not answered ({why}): it may have happened, but not twice")
         return UnavailableError(f"{what} was not answered ({why})")
@@ -215,48 +217,50 @@ class Client:
 
     def _flush(self) -> None:
         self._flushing = False
-        unsent, self._unsent = self._unsent, deque()
+        unsent = [p for p in self._unsent if p.number in (self._updates if p.kind == UPDATE else self._queries)]
+        self._unsent.clear()
         updates: list[Pending] = []
-        queries: dict[float | None, list[Pending]] = {}
+        queries: dict[tuple[float | None, int], list[Pending]] = {}
         for pending in unsent:
             if pending.kind == UPDATE:
-                if pending.number in self._updates:
-                    updates.append(pending)
-            elif pending.number in self._queries:
-                queries.setdefault(pending.max_age, []).append(pending)
+                updates.append(pending)
+            else:
+                queries.setdefault((pending.max_age, pending.sent), []).append(pending)
         primary = self._primary
         if primary is None:
             self._unsent.extend(pending for pending in unsent if pending.max_age is None)
         else:
             for batch in _batches(updates):
                 below = next(iter(self._updates))
-                primary.send(RawCalls(self._session, self._new, below, [pending.call for pending in batch]))
-        for max_age, asked in queries.items():
-            again = any(pending.sent for pending in asked)  # the copy that was asked is too far behind
-            connection = primary if max_age is None or again else self._any()
+                primary.send(Calls(self._session, self._new, below, [pending.call for pending in batch]))
+        for (max_age, tries), asked in queries.items():
+            connection = primary if max_age is None else self._any(tries)
             if connection is not None:
                 for batch in _batches(asked):
-                    connection.send(RawAsks([pending.call for pending in batch], max_age))
+                    connection.send(Asks([pending.call for pending in batch], max_age))
             elif max_age is not None:
                 self._again(asked)
 
-    def _any(self) -> Connection | None:
-        """A copy for queries that may be a little behind: a backup if there is one."""
-        there = [c for c in self._standing if c.is_open]
-        return next((c for c in there if c is not self._primary), there[0] if there else None)
+    def _any(self, tries: int) -> Connection | None:
+        """A copy for queries that may be a little behind: the backups in turn, then the primary."""
+        there = sorted((c for c in self._standing if c.is_open), key=lambda c: c is self._primary)
+        return there[tries % len(there)] if there else None
 
     def _again(self, pendings: Iterable[Pending]) -> None:
         """Try these once more, a moment later. Updates go in order, all that are not answered."""
-        self._held += [pending for pending in pendings if pending.kind == QUERY]
-        if not self._retrying:
-            self._retrying = True
+        if not self._refused:  # else what was refused before is tried in a moment, and these with it
             self._loop.call_later(AGAIN_S, self._retry)
+        self._refused += pendings
 
     def _retry(self) -> None:
-        held, self._held, self._retrying = self._held, [], False
-        if not self._closed:
-            self._unsent.extend(held)
+        refused, self._refused = self._refused, []
+        if self._closed:
+            return
+        self._unsent.extend(pending for pending in refused if pending.kind == QUERY)
+        if any(pending.kind == UPDATE for pending in refused):
             self._resend_updates()
+        else:
+            self._flush_soon()
 
     def _resend_updates(self) -> None:
         waiting = [pending for pending in self._unsent if pending.kind == QUERY]
@@ -297,7 +301,7 @@ class Client:
 
     def _take(self, results: list[Result], waiting: dict[int, Pending]) -> None:
         refused: list[Pending] = []
-        forgotten = False
+        forgotten = 0
         for number, code, value in results:
             pending = waiting.get(number)
             if pending is None:
@@ -306,35 +310,46 @@ class Client:
                 self._new = self._new and pending.kind == QUERY
                 del waiting[number]
                 pending.done(None if code == DONE else _error_of(value), bytes(value))
-            elif code == NO_SESSION:
-                forgotten = True
-                if pending.sent > 1:
-                    del waiting[number]
-                    pending.done(self._refusal(pending, code), b"")
-                else:
-                    refused.append(pending)
             elif code in (NOT_PRIMARY, TOO_OLD) or (pending.sent > 1 and code in (OVERLOADED, TOO_FEW)):
                 refused.append(pending)  # of what was sent before it cannot be said that it has not happened
+            elif code == FORGOTTEN:
+                forgotten = forgotten or number
             else:
                 del waiting[number]
                 pending.done(self._refusal(pending, code), b"")
-        if forgotten:  # what it still remembered of us has been answered; the rest did not happen
-            self._session, self._new = os.urandom(SESSION), True
-            for pending in refused:
-                pending.sent = 0
+        if forgotten:
+            self._renew(forgotten)
         if refused:
             self._again(refused)
 
+    def _renew(self, number: int) -> None:
+        """Begin a new session: the object has forgotten ours, and whatever was sent from this number on, has not happened.
+
+        Of what was sent more than once we do not know what the first time came to. The rest gets new numbers, since answers
+        in the old session may still come.
+        """
+        self._session, self._new = os.urandom(SESSION), True
+        pendings, self._updates = self._updates, {}
+        for pending in pendings.values():
+            if pending.sent > 1 or (pending.sent and pending.number < number):
+                pending.done(self._given_up(pending, "it was silent for so long that its session is forgotten"), b"")
+                continue
+            self._number += 1
+            pending.number, pending.sent = self._number, 0
+            pending.call = (self._number, *pending.call[1:])
+            self._updates[self._number] = pending
+        self._resend_updates()
+
     def _refusal(self, pending: Pending, code: int) -> Exception:
-        what = f"{self.app}.{pending.method}"
+        what = f"{self.app}.{pending.call[1]}"
         if code == OVERLOADED:
             return OverloadedError(f"{what} has not happened: the primary has too many updates waiting")
         if code == TOO_FEW:
             return UnavailableError(f"{what} has not happened: fewer copies are in sync than min_in_sync asks for")
-        if code in (EXPIRED, NO_SESSION):
-            return OutcomeUnknownError(f"{what}: this client was silent for so long that its session is forgotten")
+        if code == EXPIRED:
+            return OutcomeUnknownError(f"{what} was overtaken by a later call: it may have happened, but not twice")
         if code == NO_METHOD:
-            return UsageError(f"{self.app} has no {pending.kind} {pending.method} that takes these arguments")
+            return UsageError(f"{self.app} has no {pending.kind} {pending.call[1]} that takes these arguments")
         return ObjectError(f"{what}: unknown answer {code}")
 
     # --- finding the copies ----------------------------------------------------------------------------------------
@@ -390,7 +405,8 @@ class Client:
                 connection.send(Hello(VERSION, self.app))
                 try:
                     await lost
-                    delay = REDIAL_S[0]
+                    if connection in self._standing:
+                        delay = REDIAL_S[0]
                 finally:
                     self._standing.pop(connection, None)
                     self._connections.pop(address, None)
@@ -422,10 +438,12 @@ def _error_of(value: bytes) -> Exception:
         return RemoteError("unknown", str(error))
     found: Any = None
     with contextlib.suppress(Exception):
-        found = builtins if module == "builtins" else sys.modules[module]  # nothing is imported because a server says so
+        found = builtins if module == "builtins" else sys.modules.get(module) or importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    if isinstance(found, type) and issubclass(found, Exception) and args is not None:
+    may_be_raised = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, StopIteration)
+    if may_be_raised and args is not None:  # StopIteration: a future takes none
         with contextlib.suppress(Exception):
-            return found(*args)
+            made: Exception = found(*args)
+            return made
     return RemoteError(f"{module}.{name}", text)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from etcdreplica.errors import ProtocolError, UsageError
-from etcdreplica.objects.wire import Decoder, Message, RawAsks, RawCalls, frame
+from etcdreplica.objects.wire import Decoder, Message, frame
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Connection(asyncio.Protocol):
         """Whether messages can still be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
-    def send(self, message: Message | RawCalls | RawAsks) -> None:
+    def send(self, message: Message) -> None:
         """Send a message at the end of this turn of the loop; it is lost if the connection is. Raises ProtocolError."""
         if not self.is_open:
             return
@@ -135,17 +135,17 @@ def background_loop() -> asyncio.AbstractEventLoop:
         return _loop
 
 
+def refuse_to_wait_here() -> None:
+    """See that this is not the thread of that loop. Raises UsageError."""
+    if threading.current_thread().name == THREAD:
+        raise UsageError("this would wait for itself: do not call a replicated object from a method of one")
+
+
 def in_background(work: Coroutine[Any, Any, Any], timeout_s: float | None = None) -> Any:
     """Run something in that loop, and return what it returns."""
     try:
-        refuse_own_loop()
+        refuse_to_wait_here()
     except UsageError:
         work.close()
         raise
     return asyncio.run_coroutine_threadsafe(work, background_loop()).result(timeout_s)
-
-
-def refuse_own_loop() -> None:
-    """Raise UsageError in the thread of that loop, which would wait for itself."""
-    if threading.current_thread().name == THREAD:
-        raise UsageError("this would wait for itself: a method of a replicated object must not call replicated objects")

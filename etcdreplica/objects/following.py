@@ -93,6 +93,7 @@ class Following:
     def _on_part(self, connection: Connection, message: Part) -> None:
         backup = self.backup
         if backup.take_part(message):
+            self.fresh_at = None
             if self.disk is not None:
                 self.disk.compact(backup.machine.index, backup.commit, backup.machine.snapshot(), ())
             self._hold(connection, backup.log.last + 1)
@@ -119,5 +120,6 @@ class Following:
     def _on_pong(self, message: Pong) -> None:
         while self._pings and self._pings[0][0] <= message.number:
             number, asked_at = self._pings.popleft()
-            if number == message.number and self.backup.machine.index >= message.commit:
+            backup = self.backup  # a snapshot may have what is never committed: until it is, nobody may see it
+            if number == message.number and backup.commit >= backup.machine.index >= message.commit:
                 self.fresh_at = asked_at

@@ -19,7 +19,7 @@ from etcdreplica.clock import Clock
 from etcdreplica.errors import EtcdReplicaError, ObjectError, ProtocolError, UsageError
 from etcdreplica.objects.backup import BackupLog
 from etcdreplica.objects.connection import Connection, dial
-from etcdreplica.objects.copies import Copy, Members, MembersUnknownError, WatchDogLine
+from etcdreplica.objects.copies import Copy, Members, WatchDogLine
 from etcdreplica.objects.disk import DiskLog
 from etcdreplica.objects.machine import Machine
 from etcdreplica.objects.primary import PrimaryLog
@@ -118,7 +118,6 @@ class Leading:
         self._disk = disk
         self._written = backup.log.last  # what the disk has, or was asked to have
         self._recorded = members
-        self._unknown: set[int] = set()  # revisions of the record over which a change of ours may have been written
         self._hosts = dict(members.hosts)
         self.log = PrimaryLog(me.incarnation, survivors(me, members), backup.log, backup.commit, min_in_sync)
         self.log.advance()
@@ -247,6 +246,8 @@ class Leading:
         if position.history == self._machine.history and records.first <= at <= records.last + 1:
             until = records.last
             while True:
+                if at < records.first:
+                    raise ObjectError("it was too slow: what it lacks is not kept any more")
                 batch = records.batch(at)
                 connection.send(Records(self.epoch, at, batch, self.log.commit, until))
                 at += len(batch)
@@ -363,33 +364,33 @@ class Leading:
     async def _change(self, line: WatchDogLine, wanted: frozenset[int]) -> None:
         hosts = {**self._hosts, self._me.incarnation: self._me.host}
         members = {copy: hosts[copy] for copy in sorted(wanted)}
+        based_on = self._recorded.revision
         self.log.change(wanted)
         try:
-            revision = await line.change(self._recorded.revision, [(host, copy) for copy, host in members.items()])
+            revision = await line.change(based_on, [(host, copy) for copy, host in members.items()])
         except ObjectError as error:
             log.info("%s: the in-sync set is not changed yet: %s", self._me.app, error)
-            if isinstance(error, MembersUnknownError):
-                self._unknown.add(self._recorded.revision)
             await asyncio.sleep(RETRY_S)
-            await self._reread(line)
+            await self._reread(line, based_on)
             return
         for copy in self.log.in_sync - wanted:
             log.warning("%s: the copy on %s is not in sync any more", self._me.app, hosts.get(copy, "?"))
         self._recorded = Members(revision, self.epoch, self._me.incarnation, members)
-        self._unknown.clear()
         if self.log.changed(wanted):
             self._on_commit()
 
-    async def _reread(self, line: WatchDogLine) -> None:
-        """Learn what stands in etcd. A change whose outcome is unknown can still happen while that is what it was based on."""
+    async def _reread(self, line: WatchDogLine, based_on: int) -> None:
+        """Learn what stands in etcd after a change did not succeed, or we do not know.
+
+        Once the revision that it was based on is over, neither it nor an earlier one can happen any more. A refusal alone does
+        not say so: the WatchDog may refuse a change while an earlier one, which we wait for no longer, is under way.
+        """
         members = self._recorded = await read_members(self._me, line)
         self._hosts.update(members.hosts)
         if members.epoch > self.epoch:
             raise ObjectError(f"epoch {self.epoch} is over: there is a primary of epoch {members.epoch}")
-        if members.revision not in self._unknown:
-            self._unknown.clear()
-            if self.log.changed(survivors(self._me, members)):
-                self._on_commit()
+        if members.revision != based_on and self.log.changed(survivors(self._me, members)):
+            self._on_commit()
 
 
 async def read_members(me: Me, line: WatchDogLine) -> Members:

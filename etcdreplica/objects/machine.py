@@ -7,10 +7,12 @@ a record that comes again, from a client that has seen a fail-over, is answered 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
 import typing
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +26,8 @@ from etcdreplica.objects.context import Moment, replica
 from etcdreplica.objects.wire import (
     DONE,
     EXPIRED,
+    FORGOTTEN,
     NO_METHOD,
-    NO_SESSION,
     RAISED,
     Call,
     Calls,
@@ -38,7 +40,7 @@ SESSION_TICKS = 60  # of the primary, after which a session that was not used is
 SESSIONS = 10_000  # that are remembered; a primary takes no more
 CALLS, TICK, CHECK, BARRIER = range(4)  # kinds of records
 _HEAD = struct.Struct(">Bd")
-_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
+_sorted = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 def record_of(kind: int, time: float, payload: bytes = b"") -> bytes:
@@ -121,7 +123,7 @@ class Machine:
         session = self.sessions.pop(message.session, None)
         if session is None:
             if not message.new:
-                return [(number, NO_SESSION, NOTHING) for number, *_ in message.calls]
+                return [(number, FORGOTTEN, NOTHING) for number, *_ in message.calls]
             session = Session(self.tick)
         self.sessions[message.session] = session
         session.used = self.tick
@@ -156,11 +158,11 @@ class Machine:
         try:
             value = method.function(self.instance, *args, **kwargs) if kwargs else method.function(self.instance, *args)
         except BaseException as error:  # also SystemExit and the like: the loop that we are in must not see them
-            return RAISED, encode_error(error)
+            return RAISED, bytes(error_value(error))
         try:
             return DONE, encode_value(value)
         except Exception as error:
-            return RAISED, encode_error(UsageError(f"what {name} returned cannot be sent as msgpack: {error}"))
+            return RAISED, bytes(error_value(UsageError(f"what {name} returned cannot be sent as msgpack: {error}")))
 
     def accepts(self, call: Call, kind: str) -> bool:
         """Whether the class has such a method, for such arguments."""
@@ -205,12 +207,8 @@ class Machine:
         self.sessions = {key: Session(used, below, dict(done)) for key, used, below, done in sessions}
 
     def digest(self) -> bytes:
-        """Return what is the same on all copies that have applied the same records; nothing for a state without such a form."""
-        try:
-            data = _canonical(self._state())
-        except Exception:
-            return b""
-        return hashlib.blake2b(data, digest_size=16).digest()
+        """Return what is the same on all copies that have applied the same records."""
+        return hashlib.blake2b(canonical(self._state()), digest_size=16).digest()
 
     def check_state(self) -> None:
         """See that a snapshot would give the same state back. Raises UsageError, which says what would not."""
@@ -226,7 +224,7 @@ class Machine:
             return
         again = vars(copy)
         for name in state:
-            if again.get(name) != state[name] or type(again.get(name)) is not type(state[name]):
+            if not _same(again.get(name), state[name]):
                 raise UsageError(
                     f"{self.cls.__name__}.{name} comes back from a snapshot as {again.get(name)!r:.200}, not as "
                     f"{state[name]!r:.200}: annotate it in the body of the class (as in `{name}: dict[str, Item]`), or give "
@@ -235,7 +233,12 @@ class Machine:
 
     def _state(self) -> Any:
         own = getattr(self.cls, "snapshot", None)
-        return own(self.instance) if own is not None else vars(self.instance)
+        if own is not None:
+            return own(self.instance)
+        try:
+            return vars(self.instance)
+        except TypeError:
+            raise UsageError(f"{self.cls.__name__} has __slots__: give it methods snapshot() and restore(state)") from None
 
     def _fill(self, instance: Any, state: Any) -> None:
         own = getattr(self.cls, "restore", None)
@@ -243,24 +246,85 @@ class Machine:
             own(instance, state)
             return
         if self._hints is None:
-            self._hints = typing.get_type_hints(self.cls)
+            self._hints = self._annotations()
         for name, value in state.items():
             if name in self._hints and self.codec.name == "msgpack":
-                value = msgspec.convert(value, self._hints[name], builtin_types=(bytes,), str_keys=False)
+                try:
+                    value = msgspec.convert(value, self._hints[name], builtin_types=(bytes,), str_keys=False)
+                except (TypeError, ValueError, msgspec.MsgspecError) as error:
+                    raise CheckpointError(f"{self.cls.__name__}.{name} is not what its annotation says: {error}") from None
             setattr(instance, name, value)
+
+    def _annotations(self) -> dict[str, Any]:
+        try:
+            return typing.get_type_hints(self.cls)
+        except Exception as error:
+            raise UsageError(
+                f"the annotations in the body of {self.cls.__name__} cannot be read ({error}): its state is turned back by "
+                "them, so what they name must be there when the program runs, at the top of its module"
+            ) from None
 
 
 _Snapshot = tuple[bytes, int, float, int, list[tuple[bytes, int, int, list[tuple[int, tuple[int, bytes]]]]], str, bytes]
 NOTHING = msgspec.Raw(encode_value(None))
 
 
-def encode_error(error: BaseException) -> bytes:
-    """Return an error as it travels: module, name, text, and its arguments if they can."""
+def canonical(value: Any) -> bytes:
+    """Return bytes that are the same for equal values, whatever the order in their dicts and sets.
+
+    There are none for what has cycles, or consists of objects that hide what is in them: those are not compared.
+    """
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
+        return _sorted(value)
+    with contextlib.suppress(TypeError, ValueError, RecursionError):  # keys of a dict that are no text, objects
+        return encode_value(_ordered(value))
+    return b""
+
+
+def _ordered(value: Any) -> Any:
+    """Return plain values that say what is in this one, of which types, with dicts and sets sorted."""
+    kind = type(value)
+    if isinstance(value, dict):
+        return [
+            kind.__qualname__,
+            sorted([encode_value(_ordered(key)), encode_value(_ordered(item))] for key, item in value.items()),
+        ]
+    if isinstance(value, set | frozenset):
+        return [kind.__qualname__, sorted(encode_value(_ordered(item)) for item in value)]
+    if isinstance(value, list | tuple | deque):
+        return [kind.__qualname__, [_ordered(item) for item in value]]
+    if hasattr(kind, "__struct_fields__"):
+        names = kind.__struct_fields__
+    elif hasattr(kind, "__attrs_attrs__"):
+        names = [attribute.name for attribute in kind.__attrs_attrs__]
+    elif hasattr(kind, "__dataclass_fields__"):
+        names = list(kind.__dataclass_fields__)
+    else:
+        try:
+            encode_value(value)
+        except TypeError:
+            return [kind.__qualname__, _ordered(vars(value))]
+        return value
+    return [kind.__qualname__, [_ordered(getattr(value, name)) for name in names]]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether they are of the same type and equal. NaN is NaN; of what equals only itself, what is in it counts."""
+    if type(one) is not type(other):
+        return False
+    try:
+        return bool(one == other) or encode_value(_ordered(one)) == encode_value(_ordered(other))
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def error_value(error: BaseException) -> msgspec.Raw:
+    """Return what a client is sent in the place of a result."""
     kind = type(error)
     try:
-        return encode_value([kind.__module__, kind.__qualname__, str(error), list(error.args)])
+        return msgspec.Raw(encode_value([kind.__module__, kind.__qualname__, str(error), list(error.args)]))
     except Exception:
-        return encode_value([kind.__module__, kind.__qualname__, _text(error), None])
+        return msgspec.Raw(encode_value([kind.__module__, kind.__qualname__, _text(error), None]))
 
 
 def _text(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from etcdreplica.app.methods import QUERY
 from etcdreplica.clock import boottime
 from etcdreplica.errors import RemoteError, UsageError
 from etcdreplica.objects.client import Client
-from etcdreplica.objects.connection import in_background, refuse_own_loop
+from etcdreplica.objects.connection import in_background, refuse_to_wait_here
 from etcdreplica.words import check_name, check_seconds
 
 TIMEOUT_S = 30.0
@@ -90,12 +90,13 @@ class SyncMethod:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it, and wait."""
+        refuse_to_wait_here()
         return self.submit(*args, **kwargs).result()
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Begin the call; the future has its outcome, at the latest after the timeout."""
-        refuse_own_loop()
         future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()  # it cannot be cancelled: what was sent may happen
         self._client.begin_from_thread(self._kind, self._name, args, kwargs, self._max_age, self._timeout_s, _settle(future))
         return future
 

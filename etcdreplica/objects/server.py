@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from attrs import frozen
-from msgspec import Raw
 
 from etcdreplica.app.methods import UPDATE
 from etcdreplica.clock import Clock, boottime
@@ -26,7 +25,7 @@ from etcdreplica.objects.copies import Copy, Members, WatchDogLine
 from etcdreplica.objects.disk import COMPACT_BYTES, DiskLog
 from etcdreplica.objects.following import Following
 from etcdreplica.objects.leading import Leading, Me, Tasks, read_members, survivors
-from etcdreplica.objects.machine import BARRIER, CALLS, CHECK, NOTHING, SESSIONS, TICK, Machine, encode_error, record_of
+from etcdreplica.objects.machine import BARRIER, CALLS, CHECK, NOTHING, SESSIONS, TICK, Machine, error_value, record_of
 from etcdreplica.objects.wire import (
     MAX_CALLS,
     NO_METHOD,
@@ -245,7 +244,7 @@ class ObjectServer:
         if isinstance(message, Calls):
             self._on_calls(connection, message, body)
         elif isinstance(message, Asks):
-            self._on_asks(connection, message)
+            self._on_asks(connection, message, len(body))
         else:
             raise ProtocolError(f"a client sent {type(message).__name__}")
 
@@ -315,26 +314,28 @@ class ObjectServer:
         try:
             connection.send(message)
         except ProtocolError:  # too long together, or alone
-            for result in message.results:
+            for number, code, value in message.results:
                 try:
-                    connection.send(type(message)([result]))
+                    connection.send(type(message)([(number, code, value)]))
                 except ProtocolError as error:
-                    connection.send(type(message)([(result[0], RAISED, Raw(encode_error(error)))]))
+                    connection.send(type(message)([(number, RAISED, error_value(UsageError(f"what it returned: {error}")))]))
 
     def _now(self) -> float:
         return max(time.time(), self._machine.time)
 
     # --- queries ---------------------------------------------------------------------------------------------------
 
-    def _on_asks(self, connection: Connection, message: Asks) -> None:
+    def _on_asks(self, connection: Connection, message: Asks, size: int) -> None:
+        if self.leading is not None and self._is_full(len(message.calls), size):
+            connection.send(Answers([(number, OVERLOADED, NOTHING) for number, *_ in message.calls]))
+            return
         if self.leading is not None:
             if self._is_full(len(message.calls), 0):
                 connection.send(Answers([(call[0], OVERLOADED, NOTHING) for call in message.calls]))
                 return
             if self.settings.fast:
                 self._log(record_of(BARRIER, self._now()))  # the other copies must say that none of them is primary
-            answers = [self._machine.ask(call) for call in message.calls]
-            self._wait(connection, Answers(answers), len(answers), sum(len(memoryview(value)) for _, _, value in answers))
+            self._wait(connection, Answers([self._machine.ask(call) for call in message.calls]), len(message.calls), size)
             self._answer()
             return
         fresh_at, code = self._following.fresh_at, 0

@@ -6,6 +6,7 @@ Nothing in a frame is trusted: a frame over the limit, or one that is no message
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -19,7 +20,8 @@ SESSION = 16  # bytes of a session's name
 _LENGTH = struct.Struct(">I")
 
 # How a call ended, in Results. What is not DONE or RAISED was not logged: it has not happened, and will not by itself.
-DONE, RAISED, OVERLOADED, NOT_PRIMARY, TOO_FEW, EXPIRED, NO_METHOD, TOO_OLD, NO_SESSION = range(9)
+# EXPIRED: it was answered before, or overtaken, and what it came to is not known any more. FORGOTTEN: nor is the session.
+DONE, RAISED, OVERLOADED, NOT_PRIMARY, TOO_FEW, EXPIRED, NO_METHOD, TOO_OLD, FORGOTTEN = range(9)
 
 Call = tuple[int, str, list[Any], dict[str, Any] | None]  # number, method, arguments
 Result = tuple[int, int, msgspec.Raw]  # number, how it ended, what it returned
@@ -49,15 +51,6 @@ class Calls(msgspec.Struct, tag=3, array_like=True, frozen=True):
     calls: list[Call]
 
 
-class RawCalls(msgspec.Struct, tag=3, array_like=True, frozen=True):
-    """`Calls` as a client sends them: each was encoded when it was made."""
-
-    session: bytes
-    new: bool
-    below: int
-    calls: list[msgspec.Raw]
-
-
 class Results(msgspec.Struct, tag=4, array_like=True, frozen=True):
     """How updates ended."""
 
@@ -68,13 +61,6 @@ class Asks(msgspec.Struct, tag=5, array_like=True, frozen=True):
     """Queries. `max_age`: seconds that the state may be behind; None for not at all."""
 
     calls: list[Call]
-    max_age: float | None
-
-
-class RawAsks(msgspec.Struct, tag=5, array_like=True, frozen=True):
-    """`Asks` as a client sends them."""
-
-    calls: list[msgspec.Raw]
     max_age: float | None
 
 
@@ -163,11 +149,10 @@ ToCopies = Follow | Position | Part | Records | Ack | Ping | Pong | Digest
 Message = Hello | Calls | Asks | ToClients | ToCopies
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
-_call_decoder = msgspec.msgpack.Decoder(Call)
 encode_value = _encoder.encode
 
 
-def frame(message: Message | RawCalls | RawAsks) -> bytes:
+def frame(message: Message) -> bytes:
     """Return the bytes of a message. Raises ProtocolError for one that is too long."""
     body = _encoder.encode(message)
     if len(body) > MAX_MESSAGE:
@@ -182,9 +167,10 @@ class Decoder:
         self._buffer = bytearray()
         self._at = 0  # what stands before was taken
 
-    def feed(self, data: bytes) -> None:
-        """Take bytes as they arrive."""
+    def feed(self, data: bytes) -> Iterator[tuple[Message, bytes]]:
+        """Take bytes as they arrive; return what takes out of them what is complete, as `next` does."""
         self._buffer += data
+        return iter(self.next, None)
 
     def next(self) -> tuple[Message, bytes] | None:
         """Return the next message that is complete, and its own bytes; None if there is none. Raises ProtocolError."""
@@ -203,16 +189,9 @@ class Decoder:
         return None
 
 
-def encode_call(call: Call) -> msgspec.Raw:
-    """Return a call as it travels. Raises what msgspec raises, when it cannot be encoded, or would not be decoded."""
-    data = _encoder.encode(call)
-    _call_decoder.decode(data)
-    return msgspec.Raw(data)
-
-
 def decode(body: bytes) -> Message:
     """Turn the bytes of one message back. Raises ProtocolError."""
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"a frame is no message: {error}") from None

@@ -221,7 +221,7 @@ async def test_while_it_changes_nothing_is_remembered_and_nothing_else_changed(s
     assert (await side.ask())["revision"] == revision
     assert side.callable == 0
     other = await side.change(revision)
-    assert (other["error"], other["unknown"]) == ("another change is under way", False)
+    assert (other["error"], other["unknown"]) == ("another change is under way", True)
     side.etcd.gate.set()
     assert (await side.answer())["revision"] == side.callable
 

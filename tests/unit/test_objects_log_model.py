@@ -2,8 +2,8 @@
 
 Only the pure parts are real: Log, PrimaryLog, BackupLog, Machine. Around them stand the rules of `objects.leading`,
 `objects.following` and `objects.client`, each in steps between which anything may happen: messages are late, come in part, or
-are lost with their connection; changes of the in-sync set are refused, or happen untold, or happen later; primaries die
-at any point, and any in-sync copy may be the next one. Logs are so short here that copies often need a snapshot.
+are lost with their connection; changes of the in-sync set are refused, or happen although nobody is told, or later; primaries
+die at any point, and any in-sync copy may be the next one. Logs are so short here that copies often need a snapshot.
 """
 
 from __future__ import annotations
@@ -333,14 +333,12 @@ class Protocol(RuleBasedStateMachine):
         assert write is not None
         happened = self.try_write(write)
         reign.writing = None
-        if not answered:
-            self.reread(certain=False)
-        elif happened:
+        if happened and answered:
             reign.recorded, reign.unsure = self.record, []
             reign.log.changed(write.members)
             self.answer(primary)
         else:
-            self.reread(certain=True)
+            self.reread(write)
 
     @rule()
     def write_is_late(self) -> None:
@@ -348,9 +346,9 @@ class Protocol(RuleBasedStateMachine):
         if self.leader is not None and self.leader[1].writing is not None:
             reign = self.leader[1]
             assert reign.writing is not None
-            reign.unsure.append(reign.writing)
-            reign.writing = None
-            self.reread(certain=False)
+            write, reign.writing = reign.writing, None
+            reign.unsure.append(write)
+            self.reread(write)
 
     @rule(pick=st.integers(0, 3))
     def late_write_happens(self, pick: int) -> None:
@@ -363,8 +361,8 @@ class Protocol(RuleBasedStateMachine):
     def refuse(self) -> None:
         """Have the node refuse a change without asking etcd, as while an earlier one is under way."""
         if self.leader is not None and self.leader[1].writing is not None:
-            self.leader[1].writing = None
-            self.reread(certain=True)
+            write, self.leader[1].writing = self.leader[1].writing, None
+            self.reread(write)
 
     def try_write(self, write: Write) -> bool:
         """Do as etcd: the conditions hold, or nothing happens."""
@@ -374,12 +372,13 @@ class Protocol(RuleBasedStateMachine):
         self.record = Members(self.record.revision + 1, self.epoch, write.primary, hosts)
         return True
 
-    def reread(self, *, certain: bool) -> None:
+    def reread(self, write: Write) -> None:
         """Do as `Leading._reread`."""
         assert self.leader is not None
         primary, reign = self.leader
         reign.recorded = self.record
-        if certain and reign.log.changed(survivors(Me("journal", "", primary.number, float), self.record)):
+        over = self.record.revision != write.revision
+        if over and reign.log.changed(survivors(Me("journal", "", primary.number, float), self.record)):
             self.answer(primary)
 
     # --- what must hold ----------------------------------------------------------------------------------------------
