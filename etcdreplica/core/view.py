@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from etcdreplica.model import Assignment, Checkpoint, Failure, Host, Pause, Registration, Replica, Seat, Server
+from etcdreplica.model import Assignment, Checkpoint, Failure, Host, InSync, Pause, Registration, Replica, Seat, Server
 from etcdreplica.words import Failover
 
 
@@ -49,16 +49,23 @@ class AppView:
     pause_revision: int = 0
     checkpoint: Checkpoint | None = None
     checkpoint_revision: int = 0
+    in_sync: InSync | None = None
+    in_sync_revision: int = 0
 
     @property
     def born(self) -> int:
-        """Checkpoints older than this epoch belong to an earlier application of this name."""
+        """Checkpoints and in-sync sets older than this epoch belong to an earlier application of this name."""
         return self.assignment.born if self.assignment else 0
 
     @property
     def own_checkpoint(self) -> Checkpoint | None:
         """The newest one that is known to be durable, unless it is an earlier application's."""
         return self.checkpoint if self.checkpoint is not None and self.checkpoint.epoch >= self.born else None
+
+    @property
+    def own_in_sync(self) -> InSync | None:
+        """The in-sync set of a replicated object, unless it is an earlier application's."""
+        return self.in_sync if self.in_sync is not None and self.in_sync.epoch >= self.born else None
 
     def holds_checkpoint(self, host: str) -> bool:
         """Whether what is durable of its state is on this host."""
@@ -169,6 +176,8 @@ class ClusterView:
             app.pause, app.pause_revision = value, revision if value else 0
         elif kind == "checkpoints":
             app.checkpoint, app.checkpoint_revision = value, revision if value else 0
+        elif kind == "insync":
+            app.in_sync, app.in_sync_revision = value, revision if value else 0
         elif kind == "history":
             (app.history.discard if value is None else app.history.add)(int(names[1]))
         else:

@@ -13,6 +13,7 @@ import pytest
 from etcdreplica.model import Assignment, AssignmentState, Event, Failure
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from tests.integration.apps_cli.cli_harness import (
+    PATIENCE_S,
     STEADY,
     fails_over,
     forget,
@@ -116,7 +117,7 @@ def test_a_body_that_raises_at_once(cluster: LocalCluster, style: str, degree: i
     name = unique("raises")
     before = standing(cluster, "load")
     first = cluster.start(STEADY, "--name", name, "--style", style, "--degree", str(degree), "--body", "raise")
-    assert first.wait(30) == 1
+    assert first.wait(PATIENCE_S) == 1
     cluster.wait_until(lambda _: known(cluster, name).state is AssignmentState.BACKING_OFF, "backing off")
     (shown,) = read_json(cluster, "status", name)["applications"]
     if shown["state"] == "backing-off":  # it may just be trying again
@@ -162,5 +163,5 @@ def test_a_script_that_never_calls_registers_nothing(cluster: LocalCluster, tmp_
     name = unique("silent")
     script = tmp_path / "silent.py"
     script.write_text(f"from etcdreplica import protected\n@protected(name={name!r})\ndef main(replica):\n    pass\n")
-    assert cluster.start(script).wait(30) == 0
+    assert cluster.start(script).wait(PATIENCE_S) == 0
     assert keys_of(cluster, name) == []

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from etcdreplica import NoWatchDogError, Override, RefusedError, Replica, Role, UsageError, protected
+from etcdreplica import NoWatchDogError, Override, RefusedError, Replica, Role, UsageError, protected, update
 from etcdreplica.app.protocol import SOCKET_ENV, STANDALONE_ENV
 
 
@@ -97,13 +97,56 @@ def test_unknown_option_is_a_type_error() -> None:
         protected(styl="warm")  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("thing", [type("Ledger", (), {}), 7, "main", object()])
-def test_only_functions_are_decorated(thing: Any) -> None:
-    """Classes come with replicated objects; other things never."""
-    with pytest.raises(UsageError, match="takes a function or an async function"):
+@pytest.mark.parametrize("thing", [7, "main", object()])
+def test_only_functions_and_classes_are_decorated(thing: Any) -> None:
+    """Other things never."""
+    with pytest.raises(UsageError, match="takes a function, an async function or a class"):
         protected(thing)
-    with pytest.raises(UsageError, match="takes a function or an async function"):
+    with pytest.raises(UsageError, match="takes a function, an async function or a class"):
         protected(style="hot")(thing)
+
+
+class Plain:
+    """A class that can be an object."""
+
+    @update
+    def change(self) -> None:
+        """Do nothing."""
+
+
+def test_class_stays_as_it_is() -> None:
+    """It can be made and called without a cluster; only serve makes a replica of this process."""
+    found = protected(style="hot", degree=3)(Plain)
+    assert found is Plain
+    Plain().change()
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"style": "hot", "degree": 2, "min_in_sync": 3}, "min_in_sync"),
+        ({"style": "warm", "min_in_sync": 2}, "style hot"),
+        ({"style": "cold", "durable": True}, "style hot"),
+        ({"style": "hot", "on_checkpoint": print}, "on_checkpoint is for functions"),
+    ],
+)
+def test_options_that_do_not_fit_a_class(options: dict[str, Any], what: str) -> None:
+    """They are refused where they stand."""
+    with pytest.raises(UsageError, match=what):
+        protected(**options)(Plain)
+
+
+def test_options_of_classes_are_refused_for_functions() -> None:
+    """A function has no in-sync set and no log."""
+    for options in ({"min_in_sync": 2}, {"durable": True}):
+        with pytest.raises(UsageError, match="are for classes"):
+            protected(**options)(body)
+
+
+def test_class_without_methods_for_clients() -> None:
+    """It could do nothing."""
+    with pytest.raises(UsageError, match="no method marked"):
+        protected(type("Nothing", (), {}))
 
 
 def test_decorated_function_looks_like_itself() -> None:
