@@ -388,7 +388,7 @@ class _Step:
         if not standing and not self.registration.durable:
             return ""
         hosts = sorted({each.host for each in standing or self._members})
-        what = "they hold its state, which is nowhere else" if standing else "its copies are gone, and only they have its log"
+        what = "its state is nowhere else" if standing else "its copies are gone, and its log is nowhere else"
         return f"waiting for {' or '.join(hosts)}: {what}" if hosts else ""
 
     def _events(self) -> tuple[Event, ...]:

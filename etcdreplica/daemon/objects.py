@@ -21,6 +21,7 @@ from typing import Any
 from attrs import Factory, define, evolve, frozen
 
 from etcdreplica.app.protocol import Message
+from etcdreplica.daemon.addresses import is_loopback, split
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.errors import ProtocolError, StoreDeniedError, StoreError
@@ -38,9 +39,10 @@ Row = tuple[str, int, Role, int, str | None]  # host, incarnation, role, epoch a
 
 
 def welcome_fields(settings: NodeSettings, registration: Registration, placement: Placement) -> dict[str, Any]:
-    """What the process of an object is told with its welcome."""
-    r = registration
+    """What the process of an object is told with its welcome. It listens where this node does, but knows no TLS yet."""
+    r, (host, _) = registration, split(settings.peer_listen)
     return {
+        "listen": host if settings.insecure or is_loopback(host) else "",
         "object": {"min_in_sync": r.min_in_sync, "durable": r.durable, "degree": r.degree},
         "state_dir": str(settings.state_dir / "objects" / settings.cluster / r.name),
         "address": settings.address,
@@ -93,7 +95,7 @@ class InSyncSet:
             question, revision = (check_count(name, message[name], most=2**63) for name in ("question", "revision"))
             members = _members(message["members"])
             if self._changing:
-                connection.send("changed", question=question, error="another change is under way", unknown=False)
+                connection.send("changed", question=question, error="another change is under way", unknown=True)
                 return True
             self._changing, self._known = True, None
             self._spawn(self._change(question, revision, members, connection))

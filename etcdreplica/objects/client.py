@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import importlib
 import logging
 import os
 import sys
@@ -41,22 +40,24 @@ from etcdreplica.objects.wire import (
     DONE,
     EXPIRED,
     NO_METHOD,
+    NO_SESSION,
     NOT_PRIMARY,
     OVERLOADED,
     RAISED,
+    SESSION,
     TOO_FEW,
     TOO_OLD,
     VERSION,
     Answers,
-    Asks,
-    Calls,
     Hello,
     Message,
+    RawAsks,
+    RawCalls,
     Refuse,
     Result,
     Results,
     Standing,
-    encode_value,
+    encode_call,
 )
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ class Pending:
 
     number: int
     kind: str
-    call: tuple[int, str, list[Any], dict[str, Any] | None]
+    method: str
+    call: msgspec.Raw
     size: int
     max_age: float | None
     until: float
@@ -91,7 +93,7 @@ class Client:
     def __init__(self, app: str, socket_path: str | None = None) -> None:
         self.app = app
         self._socket = socket_path or default_socket()
-        self._session = os.urandom(16)
+        self._session = os.urandom(SESSION)
         self._new = True
         self._number = 0
         self._updates: dict[int, Pending] = {}  # in order; not answered
@@ -102,6 +104,8 @@ class Client:
         self._dialing: dict[str, asyncio.Task[None]] = {}
         self._primary: Connection | None = None
         self._flushing = False
+        self._held: list[Pending] = []
+        self._retrying = False
         self._handed_over: deque[Any] = deque()
         self._taking = False
         self._why = "no copy has been found yet"
@@ -149,14 +153,14 @@ class Client:
         if len(self._updates) >= MAX_OUTSTANDING:
             raise OverloadedError(f"{self.app}: {MAX_OUTSTANDING} updates of this client are not answered yet")
         self._number += 1
-        call = (self._number, method, list(args), dict(kwargs) or None)
         try:
-            size = len(encode_value(call))
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            call = encode_call((self._number, method, list(args), dict(kwargs) or None))
+        except Exception as error:
             raise UsageError(f"the arguments of {method} cannot be sent as msgpack: {error}") from None
+        size = len(memoryview(call))
         if size > MAX_CALL:
             raise UsageError(f"the arguments of {method} take {size} bytes; a call may take {MAX_CALL}")
-        pending = Pending(self._number, kind, call, size, max_age, until, done)
+        pending = Pending(self._number, kind, method, call, size, max_age, until, done)
         (self._updates if kind == UPDATE else self._queries)[pending.number] = pending
         self._unsent.append(pending)
         self._flush_soon()
@@ -199,7 +203,7 @@ class Client:
                     pending.done(self._given_up(pending, self._why or "no answer came in time"), b"")
 
     def _given_up(self, pending: Pending, why: str) -> Exception:
-        what = f"{self.app}.{pending.call[1]}"
+        what = f"{self.app}.{pending.method}"
         if pending.kind == UPDATE and pending.sent:
             return OutcomeUnknownError(f"{what} was sent but not answered ({why}): it may have happened, but not twice")
         return UnavailableError(f"{what} was not answered ({why})")
@@ -226,12 +230,13 @@ class Client:
         else:
             for batch in _batches(updates):
                 below = next(iter(self._updates))
-                primary.send(Calls(self._session, self._new, below, [pending.call for pending in batch]))
+                primary.send(RawCalls(self._session, self._new, below, [pending.call for pending in batch]))
         for max_age, asked in queries.items():
-            connection = primary if max_age is None else self._any()
+            again = any(pending.sent for pending in asked)  # the copy that was asked is too far behind
+            connection = primary if max_age is None or again else self._any()
             if connection is not None:
                 for batch in _batches(asked):
-                    connection.send(Asks([pending.call for pending in batch], max_age))
+                    connection.send(RawAsks([pending.call for pending in batch], max_age))
             elif max_age is not None:
                 self._again(asked)
 
@@ -242,14 +247,16 @@ class Client:
 
     def _again(self, pendings: Iterable[Pending]) -> None:
         """Try these once more, a moment later. Updates go in order, all that are not answered."""
-        held = [pending for pending in pendings if pending.kind == QUERY]
+        self._held += [pending for pending in pendings if pending.kind == QUERY]
+        if not self._retrying:
+            self._retrying = True
+            self._loop.call_later(AGAIN_S, self._retry)
 
-        def retry() -> None:
-            if not self._closed:
-                self._unsent.extend(held)
-                self._resend_updates()
-
-        self._loop.call_later(AGAIN_S, retry)
+    def _retry(self) -> None:
+        held, self._held, self._retrying = self._held, [], False
+        if not self._closed:
+            self._unsent.extend(held)
+            self._resend_updates()
 
     def _resend_updates(self) -> None:
         waiting = [pending for pending in self._unsent if pending.kind == QUERY]
@@ -289,6 +296,7 @@ class Client:
 
     def _take(self, results: list[Result], waiting: dict[int, Pending]) -> None:
         refused: list[Pending] = []
+        forgotten = False
         for number, code, value in results:
             pending = waiting.get(number)
             if pending is None:
@@ -297,24 +305,35 @@ class Client:
                 self._new = self._new and pending.kind == QUERY
                 del waiting[number]
                 pending.done(None if code == DONE else _error_of(value), bytes(value))
+            elif code == NO_SESSION:
+                forgotten = True
+                if pending.sent > 1:
+                    del waiting[number]
+                    pending.done(self._refusal(pending, code), b"")
+                else:
+                    refused.append(pending)
             elif code in (NOT_PRIMARY, TOO_OLD) or (pending.sent > 1 and code in (OVERLOADED, TOO_FEW)):
                 refused.append(pending)  # of what was sent before it cannot be said that it has not happened
             else:
                 del waiting[number]
                 pending.done(self._refusal(pending, code), b"")
+        if forgotten:  # what it still remembered of us has been answered; the rest did not happen
+            self._session, self._new = os.urandom(SESSION), True
+            for pending in refused:
+                pending.sent = 0
         if refused:
             self._again(refused)
 
     def _refusal(self, pending: Pending, code: int) -> Exception:
-        what = f"{self.app}.{pending.call[1]}"
+        what = f"{self.app}.{pending.method}"
         if code == OVERLOADED:
             return OverloadedError(f"{what} has not happened: the primary has too many updates waiting")
         if code == TOO_FEW:
             return UnavailableError(f"{what} has not happened: fewer copies are in sync than min_in_sync asks for")
-        if code == EXPIRED:
+        if code in (EXPIRED, NO_SESSION):
             return OutcomeUnknownError(f"{what}: this client was silent for so long that its session is forgotten")
         if code == NO_METHOD:
-            return UsageError(f"{self.app} has no {pending.kind} {pending.call[1]} that takes these arguments")
+            return UsageError(f"{self.app} has no {pending.kind} {pending.method} that takes these arguments")
         return ObjectError(f"{what}: unknown answer {code}")
 
     # --- finding the copies ----------------------------------------------------------------------------------------
@@ -402,7 +421,7 @@ def _error_of(value: bytes) -> Exception:
         return RemoteError("unknown", str(error))
     found: Any = None
     with contextlib.suppress(Exception):
-        found = builtins if module == "builtins" else sys.modules.get(module) or importlib.import_module(module)
+        found = builtins if module == "builtins" else sys.modules[module]  # nothing is imported because a server says so
         for part in name.split("."):
             found = getattr(found, part)
     if isinstance(found, type) and issubclass(found, Exception) and args is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -12,9 +13,9 @@ from attrs import frozen
 
 from etcdreplica.app.methods import QUERY
 from etcdreplica.clock import boottime
-from etcdreplica.errors import UsageError
+from etcdreplica.errors import RemoteError, UsageError
 from etcdreplica.objects.client import Client
-from etcdreplica.objects.connection import in_background
+from etcdreplica.objects.connection import in_background, refuse_own_loop
 from etcdreplica.words import check_name, check_seconds
 
 TIMEOUT_S = 30.0
@@ -93,6 +94,7 @@ class SyncMethod:
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Begin the call; the future has its outcome, at the latest after the timeout."""
+        refuse_own_loop()
         future: Future[Any] = Future()
         self._client.begin_from_thread(self._kind, self._name, args, kwargs, self._max_age, self._timeout_s, _settle(future))
         return future
@@ -132,12 +134,19 @@ def _check_stale(name: str, kind: str, max_age: float) -> float:
 
 def _settle(future: Future[Any] | asyncio.Future[Any]) -> Callable[[Exception | None, bytes], None]:
     def done(error: Exception | None, value: bytes) -> None:
-        if future.done():
-            return  # its caller was cancelled
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(msgspec.msgpack.decode(value))
+        result: Any = None
+        if error is None:
+            try:
+                result = msgspec.msgpack.decode(value)
+            except Exception as reason:
+                error = RemoteError(type(reason).__qualname__, f"what was returned cannot be read here: {reason}")
+        elif isinstance(error, StopIteration):  # which no future can carry
+            error = RemoteError("builtins.StopIteration", str(error))
+        with contextlib.suppress(InvalidStateError, asyncio.InvalidStateError):  # its caller was cancelled
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
 
     return done
 

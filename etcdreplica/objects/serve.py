@@ -22,6 +22,8 @@ from etcdreplica.words import Failover, Role, Style
 
 FAILED_S = 1.0  # for the WatchDog to hear why this copy ends
 EXIT_FAILED = 70
+PULSE_S = 0.1
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  (what nodes may listen on)
 
 
 def serve(cls: type[Any], *args: Any, body: Callable[..., Any] | None = None) -> Any:
@@ -57,6 +59,7 @@ class _Serving:
         self._loop = background_loop()
         self._error: EtcdReplicaError | None = None
         self._has_body = False
+        self._over = False
         self._server: ObjectServer | None = None
         self._line: WatchDogLine | None = None
 
@@ -98,15 +101,29 @@ class _Serving:
         self._server = ObjectServer(
             settings, self._machine, int(welcome.get("incarnation", 1)), replica.host, self._line, self._fail
         )
-        host = str(welcome.get("address") or "127.0.0.1")
+        listen = str(welcome.get("listen", "127.0.0.1"))
+        if not listen:
+            raise ConfigurationError(
+                f"{replica.name}: replicated objects know no TLS yet, and the node of this host is to be reached only by TLS: "
+                "start it with --insecure if you trust its network, or with --peer-listen on 127.0.0.1"
+            )
         try:
-            address = await self._server.start(host)
+            port = await self._server.start(listen)
         except OSError as error:
-            raise ConfigurationError(f"{replica.name} cannot listen on {host}: {error.strerror or error}") from None
+            raise ConfigurationError(f"{replica.name} cannot listen on {listen}: {error.strerror or error}") from None
         self._server.become(replica.epoch, primary=replica.role is Role.PRIMARY)
-        return address
+        self._pulse()
+        host = str(welcome.get("address", listen)) if listen in EVERYWHERE else listen
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _pulse(self) -> None:
+        """Give a sign of life of the loop: a method that does not return is a hang."""
+        if not self._over:
+            self._replica._beat_loop()
+            self._loop.call_later(PULSE_S, self._pulse)
 
     async def _stop(self) -> None:
+        self._over = True
         if self._server is not None:
             await self._server.stop()
 

@@ -6,7 +6,6 @@ Nothing in a frame is trusted: a frame over the limit, or one that is no message
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,10 +14,12 @@ from etcdreplica.errors import ProtocolError
 
 VERSION = 1
 MAX_MESSAGE = 16 << 20
+MAX_CALLS = 12 << 20  # of a message with updates: it must fit into one of records
+SESSION = 16  # bytes of a session's name
 _LENGTH = struct.Struct(">I")
 
 # How a call ended, in Results. What is not DONE or RAISED was not logged: it has not happened, and will not by itself.
-DONE, RAISED, OVERLOADED, NOT_PRIMARY, TOO_FEW, EXPIRED, NO_METHOD, TOO_OLD = range(8)
+DONE, RAISED, OVERLOADED, NOT_PRIMARY, TOO_FEW, EXPIRED, NO_METHOD, TOO_OLD, NO_SESSION = range(9)
 
 Call = tuple[int, str, list[Any], dict[str, Any] | None]  # number, method, arguments
 Result = tuple[int, int, msgspec.Raw]  # number, how it ended, what it returned
@@ -48,6 +49,15 @@ class Calls(msgspec.Struct, tag=3, array_like=True, frozen=True):
     calls: list[Call]
 
 
+class RawCalls(msgspec.Struct, tag=3, array_like=True, frozen=True):
+    """`Calls` as a client sends them: each was encoded when it was made."""
+
+    session: bytes
+    new: bool
+    below: int
+    calls: list[msgspec.Raw]
+
+
 class Results(msgspec.Struct, tag=4, array_like=True, frozen=True):
     """How updates ended."""
 
@@ -58,6 +68,13 @@ class Asks(msgspec.Struct, tag=5, array_like=True, frozen=True):
     """Queries. `max_age`: seconds that the state may be behind; None for not at all."""
 
     calls: list[Call]
+    max_age: float | None
+
+
+class RawAsks(msgspec.Struct, tag=5, array_like=True, frozen=True):
+    """`Asks` as a client sends them."""
+
+    calls: list[msgspec.Raw]
     max_age: float | None
 
 
@@ -146,10 +163,11 @@ ToCopies = Follow | Position | Part | Records | Ack | Ping | Pong | Digest
 Message = Hello | Calls | Asks | ToClients | ToCopies
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_call_decoder = msgspec.msgpack.Decoder(Call)
 encode_value = _encoder.encode
 
 
-def frame(message: Message) -> bytes:
+def frame(message: Message | RawCalls | RawAsks) -> bytes:
     """Return the bytes of a message. Raises ProtocolError for one that is too long."""
     body = _encoder.encode(message)
     if len(body) > MAX_MESSAGE:
@@ -162,24 +180,34 @@ class Decoder:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._at = 0  # what stands before was taken
 
-    def feed(self, data: bytes) -> Iterator[tuple[Message, bytes]]:
-        """Yield each message that is complete now, and its own bytes. Raises ProtocolError."""
-        buffer = self._buffer
-        buffer += data
-        at = 0
-        try:
-            while len(buffer) - at >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(buffer, at)
-                if length > MAX_MESSAGE:
-                    raise ProtocolError(f"a frame of {length} bytes is over the limit of {MAX_MESSAGE}")
-                if len(buffer) - at < _LENGTH.size + length:
-                    return
-                body = bytes(buffer[at + _LENGTH.size : at + _LENGTH.size + length])
-                at += _LENGTH.size + length
-                yield decode(body), body
-        finally:
-            del buffer[:at]
+    def feed(self, data: bytes) -> None:
+        """Take bytes as they arrive."""
+        self._buffer += data
+
+    def next(self) -> tuple[Message, bytes] | None:
+        """Return the next message that is complete, and its own bytes; None if there is none. Raises ProtocolError."""
+        buffer, at = self._buffer, self._at
+        if len(buffer) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if length > MAX_MESSAGE:
+                raise ProtocolError(f"a frame of {length} bytes is over the limit of {MAX_MESSAGE}")
+            begin, end = at + _LENGTH.size, at + _LENGTH.size + length
+            if len(buffer) >= end:
+                self._at = end
+                body = bytes(buffer[begin:end])
+                return decode(body), body
+        del buffer[:at]
+        self._at = 0
+        return None
+
+
+def encode_call(call: Call) -> msgspec.Raw:
+    """Return a call as it travels. Raises what msgspec raises, when it cannot be encoded, or would not be decoded."""
+    data = _encoder.encode(call)
+    _call_decoder.decode(data)
+    return msgspec.Raw(data)
 
 
 def decode(body: bytes) -> Message:

@@ -23,7 +23,7 @@ from tests.integration.conftest import LASTING_TTL_S, kill
 
 pytestmark = pytest.mark.integration
 
-COPY = Path(__file__).parent / "apps" / "copy.py"
+PROGRAM = Path(__file__).parent / "apps" / "replicated.py"
 PATIENCE_S = 60.0
 _numbers = itertools.count()
 
@@ -41,7 +41,7 @@ class Ledger:
         """Start it with its primary on host-a, alone in the set."""
         self.members.write_text("host-a")
         words = ("--name", self.name, "--journal", str(self.journal), "--members", str(self.members), *arguments)
-        self.cluster.start(COPY, *words)
+        self.cluster.start(PROGRAM, *words)
         self.wait_set("host-a")
 
     def keep(self, *hosts: str) -> None:
@@ -213,7 +213,7 @@ def test_each_new_primary_keeps_the_set(cluster: LocalCluster, ledger: Ledger) -
     ledger.keep("host-a", "host-c")
     kill(ledger.pid("host-c"))
     cluster.wait_until(lambda _: ledger.primary == "host-a", "host-a to lead", PATIENCE_S)
-    assert {line["on"] for line in ledger.told("role") if line["role"] == "primary"} == {"host-a", "host-c"}
+    ledger.wait_told("role", lambda lines: {x["on"] for x in lines if x["role"] == "primary"} == {"host-a", "host-c"})
 
 
 def test_copy_that_is_not_in_sync_leads_only_when_all_others_are_dead(cluster: LocalCluster, ledger: Ledger) -> None:

@@ -2,7 +2,7 @@
 
 Only the pure parts are real: Log, PrimaryLog, BackupLog, Machine. Around them stand the rules of `objects.leading`,
 `objects.following` and `objects.client`, each in steps between which anything may happen: messages are late, come in part, or
-are lost with their connection; changes of the in-sync set are refused, or happen although nobody is told, or later; primaries die
+are lost with their connection; changes of the in-sync set are refused, or happen untold, or happen later; primaries die
 at any point, and any in-sync copy may be the next one. Logs are so short here that copies often need a snapshot.
 """
 

@@ -533,7 +533,12 @@ class ClusterMachine(RuleBasedStateMachine):
             assert (replica.role, replica.epoch) == (placement.role, placement.epoch)
         if current.primary is not None:
             here = current.here < self.ladder["restarts_here"]
-            assert (current.successor is not None) == bool(current.backups and not here)
+            followers = {seat.incarnation for seat in current.backups}
+            record = app.own_in_sync if self.ladder["object"] else None
+            if record is not None and record.members:  # a member is not started again, but followed
+                followers &= {member.incarnation for member in record.members}
+                here = here and not followers
+            assert (current.successor is not None) == bool(followers and not here)
 
 
 TestCluster = ClusterMachine.TestCase
