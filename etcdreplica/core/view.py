@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from etcdreplica.model import Assignment, Checkpoint, Failure, Host, InSync, Pause, Registration, Replica, Seat, Server
+from etcdreplica.model import Assignment, Checkpoint, Failure, Host, InSync, Member, Pause, Registration, Replica, Seat, Server
 from etcdreplica.words import Failover
 
 
@@ -108,13 +108,17 @@ class ClusterView:
         return loss if loss is not None and (app, seat.incarnation) in loss.seats else None
 
     def fast_seats(self) -> dict[str, frozenset[tuple[str, int]]]:
-        """Return the seats of failover="fast", application and incarnation, by the host that is up and holds them."""
+        """Return the seats of failover="fast", application and incarnation, by the host that is up and holds them.
+
+        Not those that hold the state of an object alone: what they may still acknowledge would be lost with them.
+        """
         found: dict[str, set[tuple[str, int]]] = {}
         for app in self.apps.values():
             if app.registration is None or app.assignment is None or app.registration.failover is not Failover.FAST:
                 continue
             for seat in app.assignment.seats:
-                if seat.host in self.hosts and self.hosts[seat.host].session == seat.session:
+                alone = app.own_in_sync is not None and app.own_in_sync.members == (Member(seat.host, seat.incarnation),)
+                if not alone and seat.host in self.hosts and self.hosts[seat.host].session == seat.session:
                     found.setdefault(seat.host, set()).add((app.name, seat.incarnation))
         return {host: frozenset(seats) for host, seats in found.items()}
 
