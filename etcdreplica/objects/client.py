@@ -289,6 +289,7 @@ class Client:
             return
         self._primary = primary
         if primary is not None:
+            self._why = ""
             self._unsent = deque((*self._updates.values(), *self._queries.values()))
             self._flush_soon()
         else:

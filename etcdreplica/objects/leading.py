@@ -107,6 +107,7 @@ class Leading:
         tasks: Tasks,
         on_commit: Callable[[], None],
         disk: DiskLog | None = None,
+        min_in_sync: int = 1,
     ) -> None:
         self.epoch = epoch
         self._me = me
@@ -119,7 +120,7 @@ class Leading:
         self._recorded = members
         self._unknown: set[int] = set()  # revisions of the record over which a change of ours may have been written
         self._hosts = dict(members.hosts)
-        self.log = PrimaryLog(me.incarnation, survivors(me, members), backup.log, backup.commit)
+        self.log = PrimaryLog(me.incarnation, survivors(me, members), backup.log, backup.commit, min_in_sync)
         self.log.advance()
         self._copies: dict[int, Copy] = {}
         self._copies_known = False

@@ -181,7 +181,8 @@ class ObjectServer:
         if self._disk is not None:
             await self._disk.flushed()
             self._check_epoch(epoch)
-        self.leading = Leading(me, epoch, machine, backup, members, self._line, self._tasks, self._answer, self._disk)
+        least = self.settings.min_in_sync
+        self.leading = Leading(me, epoch, machine, backup, members, self._line, self._tasks, self._answer, self._disk, least)
         self.leading.start(self._copies)
         for client in self._clients:
             client.send(self._standing)

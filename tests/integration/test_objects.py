@@ -10,6 +10,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ class Notebook:
             try:
                 count: int = proxy.add(line)
             except UnavailableError as error:
-                assert "has not happened" in str(error)
+                if isinstance(error, OutcomeUnknownError):
+                    raise
             else:
                 return count
 
@@ -150,20 +152,22 @@ def test_killed_backup_and_killed_primary(make: Callable[..., Notebook]) -> None
 
 
 def test_fewer_than_min_in_sync(make: Callable[..., Notebook]) -> None:
-    """Updates are refused, queries are not."""
+    """Updates are refused; one that was accepted just before is acknowledged only when there are enough copies again."""
     notebook = make("--degree", "2", "--min-in-sync", "2", "--hang-timeout", "60")
-    with notebook.connect() as proxy:
+    with notebook.connect() as proxy, connect(notebook.name, timeout=2.0) as hasty:
         assert notebook.add(proxy, "one", 2) == 1
         pid = notebook.backup()
         kill(pid, signal.SIGSTOP)
         try:
             notebook.wait_in_sync(1)
+            with pytest.raises(UnavailableError):
+                hasty.add("perhaps")
             with pytest.raises(UnavailableError, match="min_in_sync"):
-                proxy.add("two")
-            assert proxy.read() == ["one"]
+                hasty.add("no")
         finally:
             kill(pid, signal.SIGCONT)
-        assert notebook.add(proxy, "two", 2) == 2
+        assert notebook.add(proxy, "two", 2) in (2, 3)
+        assert [line for line in proxy.read() if line != "perhaps"] == ["one", "two"]
 
 
 def test_durable_object_whose_copies_all_end_at_once(make: Callable[..., Notebook]) -> None:
@@ -241,7 +245,9 @@ def test_stale_queries_and_threads(make: Callable[..., Notebook]) -> None:
         futures = [proxy.add.submit("more") for _ in range(50)]
         assert sorted(future.result() for future in futures) == list(range(21, 71))
         assert len(proxy.read.stale(5.0)()) <= 70
-        assert proxy.pid.stale(5.0)() != proxy.pid()
+        deadline = time.monotonic() + PATIENCE_S
+        while proxy.pid.stale(5.0)() == proxy.pid():  # until our client has found the backups
+            assert time.monotonic() < deadline
 
 
 def test_object_that_does_not_exist(hosts: LocalCluster) -> None:
