@@ -25,13 +25,18 @@ _numbers = itertools.count()
 
 @contextlib.contextmanager
 def urgent() -> Iterator[None]:
-    """Have the scheduler prefer this thread, as it does daemons, so that what shall last for a short time does."""
+    """Have the scheduler prefer this process, as it does daemons, so that what shall last for a short time does."""
     before = os.getpriority(os.PRIO_PROCESS, 0)
-    set_precedence(URGENT_NICE)
+    _prefer(URGENT_NICE)
     try:
         yield
     finally:
-        set_precedence(before)
+        _prefer(before)
+
+
+def _prefer(nice: int) -> None:
+    for thread in Path("/proc/self/task").iterdir():  # a new one has what its maker has
+        set_precedence(nice, int(thread.name))
 
 
 class Stage:
