@@ -13,7 +13,7 @@ import pytest
 from etcdreplica.core.timing import preset
 from etcdreplica.model import FailureKind
 from etcdreplica.testing import LocalCluster
-from tests.integration.stage import Stage
+from tests.integration.stage import Stage, urgent
 
 pytestmark = pytest.mark.integration
 DAY_S = 86400.0
@@ -53,9 +53,10 @@ def _pause_etcd(stage: Stage) -> None:
 
 
 def _briefly(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(0.6)  # the fault itself: shorter than what is left of any lease
-    os.kill(pid, signal.SIGCONT)
+    with urgent():  # else a busy machine would make it long
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.6)  # the fault itself: shorter than what is left of any lease
+        os.kill(pid, signal.SIGCONT)
 
 
 UNNOTICED: dict[str, Callable[[Stage], None]] = {
@@ -84,11 +85,12 @@ def test_a_stall_of_everything_is_no_hang(tmp_path: Path) -> None:
         stage = Stage(cluster, tmp_path)
         stage.start("--style", "warm", "--hang-timeout", "1")
         pids = (stage.watchdog(), cluster.primary(stage.app)[1])
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        time.sleep(3)  # the fault itself
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        with urgent():
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(3)  # the fault itself
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
         stage.still_acting(3)
         stage.verdict()
         assert not any(event.failure.kind is FailureKind.HANG for event in stage.events())
