@@ -65,6 +65,7 @@ log = logging.getLogger(__name__)
 
 DIAL_S = 2.0
 EXPIRE_S = 0.1
+DEADLY = 2  # primaries that end while an update is under way, before it is not sent to another one
 AGAIN_S = 0.02  # before something that was refused is tried again
 REDIAL_S = (0.01, 0.5)
 BATCH_CALLS = 500
@@ -85,6 +86,7 @@ class Pending:
     until: float
     done: Callable[[Exception | None, bytes], None]
     sent: int = 0  # how often
+    primaries: int = 0  # that ended while it was under way
 
 
 class Client:
@@ -291,6 +293,8 @@ class Client:
         primary = max(leading, key=lambda c: self._standing[c].epoch, default=None)
         if primary is self._primary:
             return
+        if self._primary is not None:
+            self._give_up_deadly()
         self._primary = primary
         if primary is not None:
             self._why = ""
@@ -298,6 +302,14 @@ class Client:
             self._flush_soon()
         else:
             self._why = "there is no primary just now"
+
+    def _give_up_deadly(self) -> None:
+        """Send an update no more that was under way when several primaries ended: it may be what ends them."""
+        for pending in list(self._updates.values()):
+            pending.primaries += pending.sent > 0
+            if pending.primaries >= DEADLY:
+                del self._updates[pending.number]
+                pending.done(self._given_up(pending, f"{DEADLY} primaries ended while it was under way"), b"")
 
     def _take(self, results: list[Result], waiting: dict[int, Pending]) -> None:
         refused: list[Pending] = []

@@ -23,6 +23,7 @@ from etcdreplica.words import Failover, Role, Style
 FAILED_S = 1.0  # for the WatchDog to hear why this copy ends
 EXIT_FAILED = 70
 PULSE_S = 0.1
+ALONE_S = 0.02  # between two looks whether another copy has all there is
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  (what nodes may listen on)
 
 
@@ -84,7 +85,7 @@ class _Serving:
                 raise self._error
             return None
         finally:
-            in_background(self._stop())
+            in_background(self._stop(handover=self._error is None and replica.stopping))
 
     async def _snapshot(self) -> bytes:
         return self._machine.snapshot()
@@ -95,7 +96,7 @@ class _Serving:
         if self._is_hot and replica._link is not None:
             self._line = WatchDogLine(replica._link.send)
         durable = None
-        if options["durable"] and "state_dir" in welcome:  # of this application only: an earlier one of its name had another
+        if options["durable"] and self._line is not None:  # of this application only: an earlier one of its name had another
             durable = Path(welcome["state_dir"]) / str(welcome["born"])
         settings = Settings(replica.name, options["min_in_sync"], options["failover"] == Failover.FAST, durable)
         self._server = ObjectServer(
@@ -122,10 +123,14 @@ class _Serving:
             self._replica._beat_loop()
             self._loop.call_later(PULSE_S, self._pulse)
 
-    async def _stop(self) -> None:
+    async def _stop(self, *, handover: bool) -> None:
+        """End. The only copy that is in sync waits a while for another one: the state would end with it."""
+        assert self._server is not None
+        until = self._loop.time() + self._definition.options["stop_timeout_s"] / 2
+        while handover and self._server.is_alone and self._loop.time() < until:  # noqa: ASYNC110  (several things end it)
+            await asyncio.sleep(ALONE_S)
         self._over = True
-        if self._server is not None:
-            await self._server.stop()
+        await self._server.stop()
 
     def _listen(self, message: Message) -> None:
         self._loop.call_soon_threadsafe(self._hear, message)

@@ -141,6 +141,12 @@ class ObjectServer:
         if self._disk is not None:
             await asyncio.to_thread(self._disk.close)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is the only copy in sync, although there are others."""
+        others = any(copy.incarnation != self._me.incarnation for copy in self._copies or ())
+        return others and self.leading is not None and len(self.leading.log.in_sync) == 1
+
     # --- what the WatchDog says ------------------------------------------------------------------------------------
 
     def become(self, epoch: int, *, primary: bool) -> None:
@@ -359,6 +365,8 @@ class ObjectServer:
             if self.leading is None:
                 self._following.ping()
                 continue
+            if len(self.leading.log.in_sync) < self.settings.min_in_sync:
+                continue  # what is logged now would make queries wait
             if now >= ticked_at + TICK_S and self._machine.sessions:
                 ticked_at = now
                 self._log(record_of(TICK, self._now()))
