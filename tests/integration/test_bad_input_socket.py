@@ -208,7 +208,10 @@ def test_a_hello_and_garbage_behind_it(cluster: LocalCluster) -> None:
         assert json.loads(client.recv(4096)[4:])["type"] == "ok"
         client.sendall(NOISE)
         until_end(client)
-    cluster.wait_until(lambda view: name in view.apps, "the registration")
+    cluster.wait_until(
+        lambda view: name in view.apps and view.apps[name].assignment is not None,  # else one may come while it is removed
+        "the registration, and that the manager has taken it",
+    )
     forget(cluster, name)
     assert keys_of(cluster, name) == []
 

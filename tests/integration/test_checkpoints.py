@@ -23,7 +23,7 @@ from etcdreplica.model import Checkpoint
 from etcdreplica.store import EtcdOptions, Key, Kind, Store
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.testing.stateful_client import Stateful
-from tests.integration.conftest import repair
+from tests.integration.conftest import PATIENCE_S, repair
 
 pytestmark = pytest.mark.integration
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def ask_etcd(cluster: LocalCluster, work: Callable[[Store], Awaitable[T]]) -> T:
     """Do something with the records of a cluster."""
 
     async def run() -> T:
-        async with Store(EtcdOptions((cluster.etcd.endpoint,)), cluster.cluster) as store:
+        async with Store(EtcdOptions((cluster.etcd.endpoint,), timeout_s=PATIENCE_S), cluster.cluster) as store:
             return await work(store)
 
     return asyncio.run(run())

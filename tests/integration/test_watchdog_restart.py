@@ -18,7 +18,7 @@ from etcdreplica.model import AssignmentState, FailureKind, ReplicaState
 from etcdreplica.store import EtcdOptions, Kind, Store
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.words import Role
-from tests.integration.conftest import Worker, wait_dead
+from tests.integration.conftest import PATIENCE_S, Worker, wait_dead
 
 pytestmark = pytest.mark.integration
 
@@ -303,7 +303,7 @@ def test_no_key_is_left_of_hosts_that_stop(etcd_cluster: LocalCluster, make_stag
 
 
 async def _leased(cluster: LocalCluster) -> list[str]:
-    async with Store(EtcdOptions((cluster.etcd.endpoint,)), cluster.cluster) as store:
+    async with Store(EtcdOptions((cluster.etcd.endpoint,), timeout_s=PATIENCE_S), cluster.cluster) as store:
         found = await store.list()
     return [str(entry.key) for entry in found.entries if entry.lease or entry.key.kind is Kind.REPLICAS]
 
@@ -316,7 +316,7 @@ def _wait_renewed(stage: Stage, host: str) -> None:
 async def _renewed(cluster: LocalCluster, host: str, since: float) -> None:
     """A lease of which more is left than would be if nobody had renewed it since then."""
     deadline = time.monotonic() + 2 * cluster.lease_ttl_s
-    async with Store(EtcdOptions((cluster.etcd.endpoint,)), cluster.cluster) as store:
+    async with Store(EtcdOptions((cluster.etcd.endpoint,), timeout_s=PATIENCE_S), cluster.cluster) as store:
         entries = (await store.list()).entries
         leases = {entry.lease for entry in entries if entry.lease and host in entry.key.names}
         assert leases, cluster.describe()

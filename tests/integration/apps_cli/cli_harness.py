@@ -192,7 +192,7 @@ def in_store(etcd: EmbeddedEtcd, cluster: str, work: Callable[[Store], Coroutine
     """Run `work` with a store of a cluster."""
 
     async def run() -> T:
-        async with Store(EtcdOptions((etcd.endpoint,)), cluster) as store:
+        async with Store(EtcdOptions((etcd.endpoint,), timeout_s=PATIENCE_S), cluster) as store:
             return await work(store)
 
     return asyncio.run(run())
