@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from typing import Any
 
 from attrs import Factory, evolve, field, fields_dict, frozen
 
@@ -26,6 +27,7 @@ from etcdreplica.words import (
     check_hang_timeout,
     check_name,
     check_probe,
+    check_replication,
     check_seconds,
     check_stop_timeout,
 )
@@ -132,6 +134,9 @@ class Registration:
 
     A failed primary is started again on its own host `restarts_here` times in a row before another host takes over. With
     more than `max_restarts` failures of its primaries (0: never) within `restart_window_s` the application is parked.
+
+    `object`: it is a replicated object, whose updates go to every copy in its in-sync set, and which takes none while they are
+    fewer than `min_in_sync`. `durable`: each copy has them on its disk, and they outlive the end of all copies.
     """
 
     name: str = field()
@@ -151,17 +156,20 @@ class Registration:
     max_restarts: int = field(default=10)
     restart_window_s: float = field(default=600.0)
     failover: Failover = Failover.SAFE
+    object: bool = False
+    min_in_sync: int = 1
+    durable: bool = False
 
     @name.validator
-    def _check_name(self, _: object, value: object) -> None:
+    def _check_name(self, _: Any, value: Any) -> None:
         check_name("application name", value)
 
     @degree.validator
-    def _check_degree(self, _: object, value: object) -> None:
+    def _check_degree(self, _: Any, value: Any) -> None:
         check_degree(value, self.hosts)
 
     @stop_timeout_s.validator
-    def _check_stop_timeout(self, _: object, value: float) -> None:
+    def _check_stop_timeout(self, _: Any, value: float) -> None:
         check_stop_timeout(value)
 
     def __attrs_post_init__(self) -> None:
@@ -172,6 +180,7 @@ class Registration:
         check_count("restarts_here", self.restarts_here)
         check_count("max_restarts", self.max_restarts)
         check_seconds("restart_window", self.restart_window_s, 1)
+        check_replication(self.object, self.degree, self.min_in_sync, self.durable)
 
     def program_on(self, host: str) -> Program:
         """Return the program as a host is to run it."""
@@ -292,6 +301,7 @@ class Replica:
     promoted_at: float | None = None  # when it told the process
     body_at: float | None = None  # when the body began to run as primary
     progress_at: float | None = None  # last heartbeat of the body
+    serves: str | None = None  # HOST:PORT where this copy of a replicated object answers clients and the other copies
 
 
 @frozen
@@ -341,6 +351,26 @@ class Checkpoint:
     def stamp(self) -> Stamp:
         """Which one."""
         return Stamp(self.epoch, self.sequence)
+
+
+@frozen
+class Member:
+    """One copy in the in-sync set of a replicated object: an incarnation, because what it holds is gone with its process."""
+
+    host: str
+    incarnation: int
+
+
+@frozen
+class InSync:
+    """The in-sync set of a replicated object: each member holds every update that was acknowledged.
+
+    Written by the WatchDog of the primary, when the primary asks for it; `epoch` and `primary`, an incarnation, say whose.
+    """
+
+    epoch: int
+    primary: int
+    members: tuple[Member, ...]
 
 
 @frozen

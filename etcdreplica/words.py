@@ -118,6 +118,15 @@ def check_degree(value: object, hosts: tuple[str, ...] = ()) -> int:
     return value
 
 
+def check_replication(replicated: object, degree: int, min_in_sync: object, durable: object) -> None:
+    """Raise `UsageError` unless these settings of a replicated object fit together, and with what is none."""
+    if not all(isinstance(value, bool) for value in (replicated, durable)):
+        raise UsageError(f"object and durable are True or False, not {replicated!r} and {durable!r}")
+    check_count("min_in_sync", min_in_sync, 1, degree)
+    if not replicated and (durable or min_in_sync != 1):
+        raise UsageError("min_in_sync and durable are settings of replicated objects, and this is none")
+
+
 def check_stop_timeout(value: object) -> float:
     """Return seconds that a copy may take to end."""
     return check_seconds("stop_timeout", value, 0, MAX_STOP_TIMEOUT_S)

@@ -235,6 +235,8 @@ def _protect_class(cls: type[Any], options: dict[str, Any], health: Callable[[],
     from etcdreplica.app.methods import methods_of
 
     methods_of(cls)
+    if not cls.__dictoffset__ and not (hasattr(cls, "snapshot") and hasattr(cls, "restore")):
+        raise UsageError(f"{cls.__name__} has __slots__: give it methods snapshot() and restore(state), which keep its state")
     check_count("min_in_sync", options["min_in_sync"], 1, options["degree"])
     if keeping.on_checkpoint is not None:
         raise UsageError("on_checkpoint is for functions: an object loads its checkpoints itself")

@@ -11,6 +11,16 @@ To the WatchDog: hello, page (where the page of `app.kernel` is), notice (the ea
 (the body has begun), advertise, health (what the `health` function answered), leaving, done (the body returned), failed (it
 raised). To the application: welcome, role, renew (the deadline has moved), stop, ok, error. A process that loses its WatchDog
 says hello to the next one with its incarnation, and then all of the above that is true of it.
+
+A copy of a replicated object also says: serves (endpoint, HOST:PORT where it answers clients and the other copies), members
+(question: what is the in-sync set?) and, as primary, change (question, revision of the set that is to be replaced, members as
+pairs of host and incarnation; one at a time). Its welcome also has object (min_in_sync, durable, degree), state_dir (its own
+below the host's), address (of the host) and born. It is told: replicas (at once and at each change, of every copy: host,
+incarnation, role, epoch, where it serves or null), members (question, revision, epoch, primary, members; all 0 or empty if
+there is no set; or error), changed (question, and revision of the new set; or error, and unknown: it may happen all the same).
+
+A client of an object says hello with client, the object's name, instead of what a replica says, and is told replicas until it
+hangs up or says leaving. An object that is not known has none.
 """
 
 from __future__ import annotations

@@ -174,6 +174,11 @@ class Replica:
         if self._link:
             self._link.send("serves", endpoint=address)
 
+    def _beat_loop(self) -> None:
+        """Give a sign of life of the event loop that answers for a replicated object."""
+        if self._page:
+            self._page.beat(Slot.LOOP, boottime())
+
     def _become(self, role: Role, epoch: int) -> None:
         if epoch < self.epoch:
             return  # from a WatchDog that has only begun to learn what its predecessor knew

@@ -121,6 +121,8 @@ def describe_command(output: str, name: str, **options: Any) -> None:
             click.echo(f"{'pause:':<12}{_pause_text(pause)}")
     click.echo(f"{'program:':<12}{' '.join(app['program']['argv'])}  (in {app['program']['cwd']})")
     click.echo(f"{'checkpoint:':<12}{_checkpoint_text(app['checkpoint'])}")
+    if app["in_sync"] is not None:
+        click.echo(f"{'in sync:':<12}{', '.join(app['in_sync']) or 'no copy'}")
     _tell_damage(app)
     keys = ["host", "role", "state", "epoch", "pid", "endpoint"]
     table(keys, [[replica.get(key) for key in keys] for replica in app["replicas"]], empty="no replica")
@@ -188,6 +190,7 @@ def _application(view: ClusterView, app: AppView) -> dict[str, Any]:
         "successor": assignment.successor if assignment else None,
         "replicas": _replicas(view, app),
         "checkpoint": _plain(app.own_checkpoint) if app.own_checkpoint else None,
+        "in_sync": _in_sync(app),
         "damaged": damages(view, app.name),
     }
 
@@ -262,3 +265,11 @@ def _tell_pause(pause: dict[str, Any] | None) -> None:
 def _pause_text(pause: dict[str, Any]) -> str:
     since = f" since {when(pause['wall'])}" if pause["wall"] else ""
     return f"by {pause['by']}{since}" + (f": {pause['reason']}" if pause["reason"] else "")
+
+
+def _in_sync(app: AppView) -> list[str] | None:
+    """Return the hosts of the copies of an object that have all there is, the primary's first; None for what is no object."""
+    if app.own_in_sync is None or app.assignment is None:
+        return None
+    members = {member.incarnation for member in app.own_in_sync.members}
+    return [seat.host for seat in app.assignment.seats if seat.incarnation in members]

@@ -22,14 +22,14 @@ from etcdreplica.errors import UsageError
 @click.option("--style", default=None, help="cold, warm or hot; for a function that is not decorated.")
 @click.option("--degree", type=int, default=None, help="Number of copies; likewise.")
 @click.option("--name", default=None, help="Name of the application; likewise.")
-@click.argument("target", metavar="MODULE:FUNCTION|SCRIPT")
+@click.argument("target", metavar="MODULE:FUNCTION|MODULE:CLASS|SCRIPT")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def start_command(
     detach: bool, style: str | None, degree: int | None, name: str | None, target: str, arguments: tuple[str, ...]
 ) -> None:
     """Run a protected function or script on this host; it becomes the primary, and other hosts run the other copies.
 
-    A function decorated with @protected brings its own style and degree; for another one give them here.
+    A function or class decorated with @protected brings its own style and degree; for another one give them here.
 
     \b
     Examples:
@@ -67,6 +67,11 @@ def _run_function(target: str, arguments: tuple[str, ...], options: dict[str, An
     else:
         function = protected(**options)(function)
     sys.argv = [target, *arguments]
+    if isinstance(function, type):
+        from etcdreplica.objects.serve import serve
+
+        serve(function)
+        return
     result = function()
     if hasattr(result, "__await__"):
         import asyncio

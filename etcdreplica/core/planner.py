@@ -23,7 +23,7 @@ from etcdreplica.core.restarts import (
     within_window,
 )
 from etcdreplica.core.view import AppView, ClusterView
-from etcdreplica.model import Assignment, AssignmentState, Event, Failure, FailureKind, Registration, ReplicaState, Seat
+from etcdreplica.model import Assignment, AssignmentState, Event, Failure, FailureKind, Member, Registration, ReplicaState, Seat
 from etcdreplica.words import MAX_DEGREE, Role
 
 ZONE = "zone"  # the host label by which replicas are spread
@@ -170,6 +170,7 @@ class _Step:
         draft = self.draft
         if draft.primary and draft.primary.incarnation == failure.incarnation:
             here = failure.kind in RESTARTED_HERE and draft.here < self.registration.restarts_here
+            here = here and not self._standing()  # nor is a copy that has the state of an object passed over
             self.draft = evolve(draft, primary=None, again=draft.primary if here else None)
         else:
             backups = tuple(seat for seat in draft.backups if seat.incarnation != failure.incarnation)
@@ -240,7 +241,7 @@ class _Step:
         if self.draft.primary is not None or self._held(primary=True):
             return
         again = self.draft.again
-        here = again is not None and self._is_up(again) and self._allowed(again.host)
+        here = again is not None and self._is_up(again) and self._allowed(again.host) and self._may_lead(again.host)
         seat = self._seat_on(again.host) if again and here else self._next_primary()
         draft = evolve(self.draft, again=None, here=self.draft.here + 1 if here else 0)
         if seat is not None:
@@ -248,15 +249,37 @@ class _Step:
             draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups)
         self.draft = draft
 
+    @property
+    def _members(self) -> tuple[Member, ...]:
+        record = self.app.own_in_sync if self.registration.object else None
+        return record.members if record else ()
+
+    def _standing(self) -> tuple[Seat, ...]:
+        """The backups that are in the in-sync set of a replicated object: while there are any, nobody else may lead."""
+        members, failed = {member.incarnation for member in self._members}, self.app.failures
+        return tuple(s for s in self.draft.backups if s.incarnation in members and s.incarnation not in failed)
+
+    def _may_lead(self, host: str) -> bool:
+        """Whether a host may lead when no copy has the state: one that has the log, if the object has a durable one."""
+        return not (self.registration.durable and self._members) or host in {member.host for member in self._members}
+
     def _next_primary(self) -> Seat | None:
-        alive = [seat for seat in self.draft.backups if self._is_up(seat)]
+        standing = self._standing()
+        able = standing or tuple(seat for seat in self.draft.backups if self._may_lead(seat.host))
+        alive = [seat for seat in able if self._is_up(seat)]
         alive = [seat for seat in alive if not self.cluster.is_silent(seat.host)] or alive
         ready = [seat for seat in alive if self._promotable(seat)]
         chosen = sorted(ready or alive, key=lambda seat: not self.app.holds_checkpoint(seat.host))
-        return chosen[0] if chosen else self._new_seat() or self._new_seat(silent=True)
+        if chosen or standing:
+            return chosen[0] if chosen else None
+        return self._new_seat(primary=True) or self._new_seat(primary=True, silent=True)
 
     def _fill(self) -> None:
         """Restore the degree, and give back what is above it."""
+        standing = self._standing()
+        if standing:
+            others = (seat for seat in self.draft.backups if seat not in standing)
+            self.draft = evolve(self.draft, backups=(*standing, *others))
         if self.draft.primary is not None:
             self.draft = evolve(self.draft, backups=self.draft.backups[: self.registration.degree - 1])
         wanted = self.registration.degree - (1 if self.draft.again else 0)
@@ -277,7 +300,7 @@ class _Step:
         self._wake(until)
         return True
 
-    def _new_seat(self, *, silent: bool = False) -> Seat | None:
+    def _new_seat(self, *, primary: bool = False, silent: bool = False) -> Seat | None:
         """The least loaded host that may run it: holders of its checkpoint and other zones first, where it just failed last.
 
         `silent`: among those that are up although their peers cannot reach them, which is better than no primary at all.
@@ -296,6 +319,7 @@ class _Step:
             return (not origin, failed, not holder, host.labels.get(ZONE) in zones, load, name)
 
         free = [h for h in hosts if h not in taken and self.cluster.is_silent(h) is silent and self._allowed(h)]
+        free = [h for h in free if not primary or self._may_lead(h)]
         return self._seat_on(min(free, key=rank)) if free else None
 
     def _seat_on(self, name: str) -> Seat:
@@ -327,11 +351,12 @@ class _Step:
         """The first backup that can take over at once, unless the next failure has to wait, stay on its host or be the last."""
         draft, policy, registration, recent = self.draft, self.settings.restart, self.registration, self._recent()
         waits = restart_delay_s(draft.strikes + 1, self.app.name, policy) > 0 and not self._is_settled()
-        waits = waits or draft.here < registration.restarts_here
+        waits = waits or (draft.here < registration.restarts_here and not self._standing())
         if registration.max_restarts and len(recent) >= registration.max_restarts:
             self._wake(min(recent.values()) + registration.restart_window_s)
             waits = True
-        able = [seat.host for seat in draft.backups if self._is_up(seat) and self._promotable(seat)]
+        backups = self._standing() if self._members else draft.backups
+        able = [seat.host for seat in backups if self._is_up(seat) and self._promotable(seat)]
         able.sort(key=lambda host: not self.app.holds_checkpoint(host))
         self.draft = evolve(draft, successor=able[0] if able and draft.primary and not waits else None)
 
@@ -348,12 +373,23 @@ class _Step:
         if state is AssignmentState.BACKING_OFF:
             last = self.failures[-1].reason if self.failures else draft.reason.partition(": ")[2]
             reason = f"failed {draft.strikes} times in quick succession, waiting before the next start: {last}"
+        elif state is AssignmentState.PENDING and (awaited := self._awaited()):
+            reason = awaited
         elif missing > 0:
             why = "; ".join(f"{host}: {error}" for host, error in sorted(draft.refusals.items()))
             reason = f"{len(draft.seats)} of {degree} copies: no further host is up, allowed and able" + (
                 f" ({why})" if why else ""
             )
         self.draft = evolve(draft, state=state, degraded=missing > 0, reason=reason)
+
+    def _awaited(self) -> str:
+        """Say which hosts alone may lead a replicated object, if not every host may."""
+        standing = self._standing()
+        if not standing and not self.registration.durable:
+            return ""
+        hosts = sorted({each.host for each in standing or self._members})
+        what = "its state is nowhere else" if standing else "its copies are gone, and its log is nowhere else"
+        return f"waiting for {' or '.join(hosts)}: {what}" if hosts else ""
 
     def _events(self) -> tuple[Event, ...]:
         primary = self.draft.primary.host if self.draft.primary else None

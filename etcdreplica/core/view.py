@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
-from etcdreplica.model import Assignment, Checkpoint, Failure, Host, Pause, Registration, Replica, Seat, Server
+from etcdreplica.model import Assignment, Checkpoint, Failure, Host, InSync, Member, Pause, Registration, Replica, Seat, Server
 from etcdreplica.words import Failover
 
 
@@ -49,16 +49,23 @@ class AppView:
     pause_revision: int = 0
     checkpoint: Checkpoint | None = None
     checkpoint_revision: int = 0
+    in_sync: InSync | None = None
+    in_sync_revision: int = 0
 
     @property
     def born(self) -> int:
-        """Checkpoints older than this epoch belong to an earlier application of this name."""
+        """Checkpoints and in-sync sets older than this epoch belong to an earlier application of this name."""
         return self.assignment.born if self.assignment else 0
 
     @property
     def own_checkpoint(self) -> Checkpoint | None:
         """The newest one that is known to be durable, unless it is an earlier application's."""
         return self.checkpoint if self.checkpoint is not None and self.checkpoint.epoch >= self.born else None
+
+    @property
+    def own_in_sync(self) -> InSync | None:
+        """The in-sync set of a replicated object, unless it is an earlier application's."""
+        return self.in_sync if self.in_sync is not None and self.in_sync.epoch >= self.born else None
 
     def holds_checkpoint(self, host: str) -> bool:
         """Whether what is durable of its state is on this host."""
@@ -101,13 +108,17 @@ class ClusterView:
         return loss if loss is not None and (app, seat.incarnation) in loss.seats else None
 
     def fast_seats(self) -> dict[str, frozenset[tuple[str, int]]]:
-        """Return the seats of failover="fast", application and incarnation, by the host that is up and holds them."""
+        """Return the seats of failover="fast", application and incarnation, by the host that is up and holds them.
+
+        Not those that hold the state of an object alone: what they may still acknowledge would be lost with them.
+        """
         found: dict[str, set[tuple[str, int]]] = {}
         for app in self.apps.values():
             if app.registration is None or app.assignment is None or app.registration.failover is not Failover.FAST:
                 continue
             for seat in app.assignment.seats:
-                if seat.host in self.hosts and self.hosts[seat.host].session == seat.session:
+                alone = app.own_in_sync is not None and app.own_in_sync.members == (Member(seat.host, seat.incarnation),)
+                if not alone and seat.host in self.hosts and self.hosts[seat.host].session == seat.session:
                     found.setdefault(seat.host, set()).add((app.name, seat.incarnation))
         return {host: frozenset(seats) for host, seats in found.items()}
 
@@ -169,6 +180,8 @@ class ClusterView:
             app.pause, app.pause_revision = value, revision if value else 0
         elif kind == "checkpoints":
             app.checkpoint, app.checkpoint_revision = value, revision if value else 0
+        elif kind == "insync":
+            app.in_sync, app.in_sync_revision = value, revision if value else 0
         elif kind == "history":
             (app.history.discard if value is None else app.history.add)(int(names[1]))
         else:

@@ -26,7 +26,7 @@ def join(host: str, port: int) -> str:
 def check_listen(text: str, *, insecure: bool) -> None:
     """Refuse to listen beyond this machine without TLS, unless it is wanted. Raises ConfigurationError."""
     host, _ = split(text)
-    if not insecure and not _is_loopback(host):
+    if not insecure and not is_loopback(host):
         raise ConfigurationError(
             f"peer address {text} can be reached from other machines, and without TLS anybody in that network could answer for "
             "a host: give --peer-ca, --peer-cert and --peer-key, listen on 127.0.0.1, or say --insecure if you trust it"
@@ -39,7 +39,8 @@ def advertised(listen: str, port: int, address: str) -> str:
     return join(address if _is_any(host) else host, port)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether it can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -106,9 +106,14 @@ class AppConnection(asyncio.Protocol):
         self._server.on_hello(self, message)
 
 
+_SAID_AGAIN = frozenset(
+    {"leaving", "done", "failed", "advertise", "health", "running", "page", "notice", "serves", "members", "change"}
+)
+
+
 def _nothing_yet(message: Message) -> None:
     """Before its welcome a process may say what it says again after it; nothing else."""
-    if message["type"] not in ("leaving", "done", "failed", "advertise", "health", "running", "page", "notice"):
+    if message["type"] not in _SAID_AGAIN:
         raise ProtocolError(f"unexpected {message['type']} before welcome")
 
 

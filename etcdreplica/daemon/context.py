@@ -8,6 +8,7 @@ from attrs import frozen
 
 from etcdreplica.clock import Clock
 from etcdreplica.daemon.guard import Guard
+from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.state_file import StateFile
@@ -24,6 +25,7 @@ class HostContext:
     guard: Guard
     starts: Starts
     state: StateFile
+    copies: Copies
     session: int
     lease: Lease  # of the host
 

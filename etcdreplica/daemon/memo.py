@@ -14,7 +14,10 @@ CHECKPOINTS = "@checkpoints"
 
 @frozen
 class Memo:
-    """One incarnation: where it stands, and under which lease. `ended`: it is over, and must not be begun again."""
+    """One incarnation: where it stands, and under which lease. `ended`: it is over, and must not be begun again.
+
+    `object`: it is a copy of a replicated object.
+    """
 
     placement: Placement
     revision: int
@@ -22,6 +25,7 @@ class Memo:
     lease: int | None = None
     ttl_s: float = 0.0
     ended: bool = False
+    object: bool = False
 
 
 @frozen

@@ -1,8 +1,8 @@
 """The ReplicaManager: compares what is desired with what is observed, and writes the next assignment.
 
 Each write is one transaction, conditional on still being the elected manager and on the assignment it was planned from
-(and on no successor having been called meanwhile, and on no pause having begun or ended). So it never matters how stale
-the view was: a stale plan fails.
+(and on no successor having been called meanwhile, on no pause having begun or ended, and for a replicated object on the
+same in-sync set). So it never matters how stale the view was: a stale plan fails.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ class ReplicaManager:
             conditions.append(Unchanged(called, app.successions.get(old.successor, (0, 0))[1]))
         conditions.append(Unchanged(Key(Kind.PAUSES, ("app", app.name)), app.pause_revision))
         conditions.append(Unchanged(self._cluster_pause, self._view.pause_revision))
+        if app.registration is not None and app.registration.object:  # who may lead depends on it
+            conditions.append(Unchanged(Key(Kind.IN_SYNC, (app.name,)), app.in_sync_revision))
         kept = [seat.incarnation for seat in new.seats if seat.incarnation not in app.failures] if new else []
         conditions += [Unchanged(Key(Kind.FAILURES, (app.name, str(number))), 0) for number in kept]  # none failed meanwhile
         return Txn(tuple(conditions), tuple(self._operations(app, plan, old, new)))
@@ -123,7 +125,7 @@ class ReplicaManager:
         for incarnation in plan.consumed if new else app.failures:
             yield Delete(Key(Kind.FAILURES, (app.name, str(incarnation))))
         if new is None:
-            yield Delete(Key(Kind.CHECKPOINTS, (app.name,)))
+            yield from (Delete(Key(kind, (app.name,))) for kind in (Kind.CHECKPOINTS, Kind.IN_SYNC))
         if new is None and app.pause:
             yield Delete(Key(Kind.PAUSES, ("app", app.name)))
         for event in plan.events:

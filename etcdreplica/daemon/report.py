@@ -17,10 +17,12 @@ def withdrawal(app: str, host: str, lease: int) -> Txn:
     return Txn((Held(key, lease),), (Delete(key),))
 
 
-def report(app: str, failure: Failure, placement: Placement, revision: int, lease: int) -> Txn:
+def report(
+    app: str, failure: Failure, placement: Placement, revision: int, lease: int, more: tuple[Unchanged, ...] = ()
+) -> Txn:
     """Take the replica back, say how it ended, and call the successor.
 
-    The successor is called only if it is there and `revision` is the newest assignment; else a manager decides.
+    The successor is called only if it is there, `revision` is the newest assignment, and `more` holds; else a manager decides.
     """
     key = Key(Kind.REPLICAS, (app, failure.host))
     put = Put(Key(Kind.FAILURES, (app, str(failure.incarnation))), failure)
@@ -29,4 +31,4 @@ def report(app: str, failure: Failure, placement: Placement, revision: int, leas
     succession = Put(Key(Kind.SUCCESSIONS, (placement.successor, app)), Succession(placement.epoch + 1, placement.incarnation))
     newest = Unchanged(Key(Kind.ASSIGNMENTS, (app,)), revision)
     there = Exists(Key(Kind.REPLICAS, (app, placement.successor)))
-    return Txn((newest, there, Held(key, lease)), (succession, Delete(key), put), (put,))
+    return Txn((newest, there, *more, Held(key, lease)), (succession, Delete(key), put), (put,))

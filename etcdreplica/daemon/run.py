@@ -24,6 +24,7 @@ from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import WardView
 from etcdreplica.daemon.hold import Hold
 from etcdreplica.daemon.memo import Memo
+from etcdreplica.daemon.objects import InSyncSet, welcome_fields
 from etcdreplica.daemon.process import ReplicaProcess, check_program
 from etcdreplica.daemon.publisher import Publisher
 from etcdreplica.daemon.registry import read_registration
@@ -57,6 +58,7 @@ class Run:
         self._connection: AppConnection | None = None
         self._early: list[AppConnection] = []
         self._registration: Registration | None = None
+        self._in_sync: InSyncSet | None = None  # of a replicated object
         self._started_at = context.clock()
         self._leaving = False
         self._given_up = False
@@ -89,6 +91,7 @@ class Run:
     def resume(cls, context: HostContext, ward: WardView, memo: Memo) -> Run:
         """Take over what an earlier WatchDog of this host began, its process and its lease."""
         run = cls(context, ward.ward, memo.placement, memo.revision, None)
+        run._replicate(memo.object)
         if memo.replica is not None:
             run._publisher.replica = memo.replica
             run._started_at = memo.replica.body_at or run._started_at
@@ -128,6 +131,8 @@ class Run:
         if placement.epoch < self.placement.epoch or revision <= self._revision:
             return  # written before a succession that has already happened here
         self._revision = revision
+        if self._in_sync is not None:
+            self._in_sync.placed()
         if placement.role is Role.PRIMARY and self.placement.role is Role.BACKUP:
             self.promote(placement, self._context.clock())
         elif placement.role is not self.placement.role:
@@ -202,7 +207,10 @@ class Run:
             incarnation=placement.incarnation,
             pulse=pulse_interval_s(registration.hang_timeout_s),
             **self._own_deadline(),
+            **(welcome_fields(self._context.settings, registration, placement) if registration.object else {}),
         )
+        if registration.object:
+            self._context.copies.tell(self.app, connection)
         if self._stop.is_set():
             connection.send("stop")
         elif registration.style is Style.WARM and placement.role is Role.BACKUP:
@@ -240,23 +248,37 @@ class Run:
             assert self._connection is not None
             self._vitals.attach(self._connection.pid, message)
         elif kind == "notice":
-            if self.process is not None and self._connection is not None and self._vitals.page is not None:
-                self.process.expect_notice(self._connection.pid, self._vitals.page)
+            self._expect_notice()
         elif kind == "health":
             self._vitals.health = int(message["bad"]), str(message["reason"])[:1000]
         elif kind == "advertise":
             self._publisher.show(endpoint=str(message["endpoint"])[:1024])
+        elif kind == "serves" and self._in_sync is not None:
+            self._publisher.show(serves=str(message["endpoint"])[:1024])
         elif kind == "leaving":
             self.leave()
         elif kind == "failed":
-            self._error = f"the body raised {str(message['reason'])[:2000]}"
-            self._vitals.end()  # nothing of it runs any more but what the interpreter does at its end
-            self._reply_ok()
-            asyncio.get_running_loop().call_later(max(LAST_WORDS_S, self.stop_timeout_s), self._kill_group)
+            self._on_failed(str(message["reason"])[:2000])
         elif kind == "done":
             self._done.set()
-        else:
+        elif self._in_sync is None or self._connection is None or not self._in_sync.take(message, self._connection):
             raise ProtocolError(f"unknown message {kind!r}")
+
+    def _expect_notice(self) -> None:
+        if self.process is not None and self._connection is not None and self._vitals.page is not None:
+            self.process.expect_notice(self._connection.pid, self._vitals.page)
+
+    def _on_failed(self, reason: str) -> None:
+        self._error = f"the body raised {reason}"
+        self._vitals.end()  # nothing of it runs any more but what the interpreter does at its end
+        self._reply_ok()
+        asyncio.get_running_loop().call_later(max(LAST_WORDS_S, self.stop_timeout_s), self._kill_group)
+
+    def _replicate(self, is_object: bool) -> None:
+        if is_object and self._in_sync is None:
+            self._in_sync = InSyncSet(
+                self._context.store, self.app, self._context.host, lambda: (self.placement, self._revision)
+            )
 
     def _show_progress(self) -> None:
         progress_at = self._vitals.progress_at
@@ -282,6 +304,7 @@ class Run:
         kind, reason = FailureKind.EXIT, "its WatchDog failed"
         try:
             registration = self._registration = await read_registration(self._context.store, self.app)
+            self._replicate(registration.object)
             store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
             if self._ending is not None:  # taken over, and dead already
                 await self._ending
@@ -506,7 +529,8 @@ class Run:
         )
         if kind is FailureKind.DONE:
             placement = evolve(placement, successor=None)
-        return report(self.app, failure, placement, self._revision, self.lease.id if self.lease else 0)
+        placement, more = self._in_sync.succession(placement) if self._in_sync is not None else (placement, ())
+        return report(self.app, failure, placement, self._revision, self.lease.id if self.lease else 0, more)
 
     def _remember(self) -> None:
         """Have the guardian know what the next WatchDog would have to know."""
@@ -514,7 +538,8 @@ class Run:
             return
         lease = self.lease
         lease_id, ttl_s = (lease.id, lease.ttl_s) if lease else (None, 0.0)
-        memo = Memo(self.placement, self._revision, self._publisher.replica, lease_id, ttl_s)
+        is_object = self._in_sync is not None
+        memo = Memo(self.placement, self._revision, self._publisher.replica, lease_id, ttl_s, object=is_object)
         self._context.guard.keep(self.app, memo, self.until)
 
     async def _commit(self, txn: Txn) -> None:

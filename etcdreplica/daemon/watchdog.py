@@ -26,6 +26,7 @@ from etcdreplica.daemon.app_server import AppConnection, AppServer
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import Guard, WardView
 from etcdreplica.daemon.memo import OPENING, SESSION, Memo, SessionMemo
+from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.peers import PeerServer
 from etcdreplica.daemon.process import KILL_AGAIN_S
 from etcdreplica.daemon.registry import register, unregister
@@ -60,6 +61,7 @@ class WatchDog:
         self._server = AppServer(settings.socket_path, self._on_hello)
         self._peers = PeerServer(settings, lambda: self._context.session if self._context else 0)
         self._state = StateFile(settings.state_dir)
+        self._copies = Copies(store)
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, tuple[Placement, int]] = {}  # what comes after a run that is still ending
@@ -88,6 +90,7 @@ class WatchDog:
                 lease = None
         finally:
             ticking.cancel()
+            self._copies.stop()
             await self._peers.stop()
             await self._server.close()
             self._state.unlock()
@@ -212,6 +215,9 @@ class WatchDog:
                 raise ProtocolError("a registration must be an object")
             self._spawn(self._register(connection, message))
             return
+        if "client" in message:
+            self._copies.admit(connection, message)
+            return
         run = self._runs.get(message["app"])
         if run is None or run.placement.incarnation != message["incarnation"]:
             connection.refuse(f"this host has no replica {message['app']} number {message['incarnation']}")
@@ -293,7 +299,15 @@ class WatchDog:
 
     def _begin_session(self, session: int, lease: Lease) -> HostContext:
         self._context = HostContext(
-            self.settings, self._store, self.clock, self.guard, Starts(), self._state, session=session, lease=lease
+            self.settings,
+            self._store,
+            self.clock,
+            self.guard,
+            Starts(),
+            self._state,
+            self._copies,
+            session=session,
+            lease=lease,
         )
         return self._context
 

@@ -27,6 +27,7 @@ class BackupLog:
         self.log = Log(machine.index + 1)
         self.epoch = epoch
         self.commit = 0
+        self.changed_from = 1  # the first record that was new in what was taken last
         self.following = False  # whether our records are those of the primary of this epoch
         self._staged: list[bytes] = []  # of a new primary, until all are there
         self._parts = bytearray()
@@ -64,14 +65,19 @@ class BackupLog:
             self._staged += message.records
             if applied + len(self._staged) < message.until:
                 return False
-            self.log.cut(applied)
-            self.log.extend(self._staged)
+            same, most = applied, min(self.log.last, applied + len(self._staged))
+            while same < most and self.log[same + 1] == self._staged[same - applied]:
+                same += 1
+            self.log.cut(same)
+            self.log.extend(self._staged[same - applied :])
             self._staged.clear()
+            self.changed_from = same + 1
             self.following = True
         elif not self.following or first != self.log.last + 1:
             raise ProtocolError(f"record {first} came for a copy that has {self.log.last}")
         else:
             self.log.extend(message.records)
+            self.changed_from = first
         self.commit = max(self.commit, min(message.commit, self.log.last))
         return True
 

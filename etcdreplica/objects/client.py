@@ -45,6 +45,7 @@ from etcdreplica.objects.wire import (
     NOT_PRIMARY,
     OVERLOADED,
     RAISED,
+    SESSION,
     TOO_FEW,
     TOO_OLD,
     VERSION,
@@ -64,6 +65,7 @@ log = logging.getLogger(__name__)
 
 DIAL_S = 2.0
 EXPIRE_S = 0.1
+DEADLY = 2  # primaries that end while an update is under way, before it is not sent to another one
 AGAIN_S = 0.02  # before something that was refused is tried again
 REDIAL_S = (0.01, 0.5)
 BATCH_CALLS = 500
@@ -84,6 +86,7 @@ class Pending:
     until: float
     done: Callable[[Exception | None, bytes], None]
     sent: int = 0  # how often
+    primaries: int = 0  # that ended while it was under way
 
 
 class Client:
@@ -92,7 +95,7 @@ class Client:
     def __init__(self, app: str, socket_path: str | None = None) -> None:
         self.app = app
         self._socket = socket_path or default_socket()
-        self._session = os.urandom(16)
+        self._session = os.urandom(SESSION)
         self._new = True
         self._number = 0
         self._updates: dict[int, Pending] = {}  # in order; not answered
@@ -153,7 +156,9 @@ class Client:
             raise OverloadedError(f"{self.app}: {MAX_OUTSTANDING} calls of this client are not answered yet")
         try:
             given = encode_value(list(args)), encode_value(dict(kwargs) or None)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            for data in given:
+                msgspec.msgpack.decode(data)  # what can be written but not read would end the connection
+        except Exception as error:
             raise UsageError(f"the arguments of {method} cannot be sent as msgpack: {error}") from None
         size = len(given[0]) + len(given[1])
         if size > MAX_CALL:
@@ -288,12 +293,23 @@ class Client:
         primary = max(leading, key=lambda c: self._standing[c].epoch, default=None)
         if primary is self._primary:
             return
+        if self._primary is not None:
+            self._give_up_deadly()
         self._primary = primary
         if primary is not None:
+            self._why = ""
             self._unsent = deque((*self._updates.values(), *self._queries.values()))
             self._flush_soon()
         else:
             self._why = "there is no primary just now"
+
+    def _give_up_deadly(self) -> None:
+        """Send an update no more that was under way when several primaries ended: it may be what ends them."""
+        for pending in list(self._updates.values()):
+            pending.primaries += pending.sent > 0
+            if pending.primaries >= DEADLY:
+                del self._updates[pending.number]
+                pending.done(self._given_up(pending, f"{DEADLY} primaries ended while it was under way"), b"")
 
     def _take(self, results: list[Result], waiting: dict[int, Pending]) -> None:
         refused: list[Pending] = []
@@ -324,7 +340,7 @@ class Client:
         Of what was sent more than once we do not know what the first time came to. The rest gets new numbers, since answers
         in the old session may still come.
         """
-        self._session, self._new = os.urandom(16), True
+        self._session, self._new = os.urandom(SESSION), True
         pendings, self._updates = self._updates, {}
         for pending in pendings.values():
             if pending.sent > 1 or (pending.sent and pending.number < number):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from etcdreplica.errors import EtcdReplicaError, ProtocolError
+from etcdreplica.errors import ProtocolError, UsageError
 from etcdreplica.objects.wire import Decoder, Message, frame
 
 log = logging.getLogger(__name__)
 
+THREAD = "etcdreplica objects"
+CLOSE_S = 5.0  # for the other side to read what was sent last
 HIGH_WATER = 8 << 20  # bytes that wait to be sent, from which on nothing more is taken or sent
 
 
@@ -32,6 +35,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._decoder = Decoder()
         self._out: list[bytes] = []
+        self._queued = 0
         self._why = "the other side hung up"
 
     @property
@@ -43,9 +47,13 @@ class Connection(asyncio.Protocol):
         """Send a message at the end of this turn of the loop; it is lost if the connection is. Raises ProtocolError."""
         if not self.is_open:
             return
+        data = frame(message)
         if not self._out:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._out.append(frame(message))
+        self._out.append(data)
+        self._queued += len(data)
+        if self._queued > HIGH_WATER:
+            self._flush()
 
     def close(self, why: str = "closed") -> None:
         """Send what is left, and hang up."""
@@ -53,9 +61,10 @@ class Connection(asyncio.Protocol):
             self._why = why
             self._flush()
             self._transport.close()
+            asyncio.get_running_loop().call_later(CLOSE_S, self._transport.abort)
 
     def _flush(self) -> None:
-        out, self._out = self._out, []
+        out, self._out, self._queued = self._out, [], 0
         if out and self._transport is not None and self.is_open:
             self._transport.write(b"".join(out) if len(out) > 1 else out[0])
 
@@ -64,14 +73,14 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=HIGH_WATER)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes."""
+        """Take bytes. What a client has sent waits while it does not read its answers."""
         try:
-            for message, body in self._decoder.feed(data):
-                self.on_message(message, body)
-                if not self.is_open:
-                    return
+            self._decoder.feed(data)
+            while self.is_open and not (self._polite and self.paused) and (found := self._decoder.next()) is not None:
+                self.on_message(*found)
         except ProtocolError as error:
             log.warning("a connection sent what is not the protocol: %s", error)
             self.close(str(error))
@@ -94,6 +103,7 @@ class Connection(asyncio.Protocol):
         self.paused = False
         if self._polite and self._transport is not None:
             self._transport.resume_reading()
+            asyncio.get_running_loop().call_soon(self.data_received, b"")
         self._resumed.set()
         self.on_resumed()
 
@@ -121,21 +131,21 @@ def background_loop() -> asyncio.AbstractEventLoop:
     with _starting:
         if _loop is None:
             _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="etcdreplica objects", daemon=True).start()
+            threading.Thread(target=_loop.run_forever, name=THREAD, daemon=True).start()
         return _loop
 
 
 def refuse_to_wait_here() -> None:
-    """See that this is not the thread of that loop. Raises EtcdReplicaError."""
-    if threading.current_thread().name == "etcdreplica objects":
-        raise EtcdReplicaError("this would wait for itself: do not call a replicated object from a method of one")
+    """See that this is not the thread of that loop. Raises UsageError."""
+    if threading.current_thread().name == THREAD:
+        raise UsageError("this would wait for itself: do not call a replicated object from a method of one")
 
 
 def in_background(work: Coroutine[Any, Any, Any], timeout_s: float | None = None) -> Any:
     """Run something in that loop, and return what it returns."""
     try:
         refuse_to_wait_here()
-    except EtcdReplicaError:
+    except UsageError:
         work.close()
         raise
     return asyncio.run_coroutine_threadsafe(work, background_loop()).result(timeout_s)

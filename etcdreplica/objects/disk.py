@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import struct
@@ -20,7 +21,7 @@ from attrs import frozen
 
 from etcdreplica.errors import EtcdReplicaError, StorageError
 
-LOG, SNAPSHOT, DRAFT = "log", "snapshot", "draft"
+LOG, SNAPSHOT, DRAFT, LOCK = "log", "snapshot", "draft", "lock"
 COMPACT_BYTES = 64 << 20  # of a log, from which on a new snapshot is worth while
 _HEAD = struct.Struct(">QI16s")  # index, length, digest
 _ABOUT = struct.Struct(">QQ16s")  # of a snapshot: index, commit, digest
@@ -58,7 +59,7 @@ class DiskLog:
         self._asked: list[Ask] = []
         self._waiting = threading.Condition()
         self._closed = False
-        self._fd = -1
+        self._fd = self._lock = -1
         self.size = 0  # of the log, with what is asked for
         self._thread: threading.Thread | None = None
 
@@ -67,6 +68,8 @@ class DiskLog:
         directory = self._directory
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found = _read_snapshot(directory / SNAPSHOT)
             records: dict[int, bytes] = {}
             end = 0
@@ -84,16 +87,13 @@ class DiskLog:
 
     def append(self, first: int, records: Iterable[bytes], then: Callable[[], None]) -> None:
         """Have records written, from index `first` on: what was there from that index on is void."""
-        frames: list[bytes] = []
-        for index, record in enumerate(records, first):
-            frames += (_HEAD.pack(index, len(record), _digest(b"%d" % index, record)), record)
-        self._ask(Ask(b"".join(frames), None, then))
+        self._ask(Ask(_frames(first, records), None, then))
 
-    def compact(self, index: int, commit: int, snapshot: bytes) -> None:
-        """Have all replaced by a snapshot. Append what follows it."""
-        self.size = 0
+    def compact(self, index: int, commit: int, snapshot: bytes, records: Iterable[bytes]) -> None:
+        """Have all replaced by a snapshot and the records after it."""
         about = _ABOUT.pack(index, commit, _digest(b"%d %d" % (index, commit), snapshot))
-        self._ask(Ask(b"", about + snapshot, lambda: None))
+        self.size = 0
+        self._ask(Ask(_frames(index + 1, records), about + snapshot, _nothing))
 
     async def flushed(self) -> None:
         """Wait until all that was asked for is on the disk."""
@@ -123,6 +123,7 @@ class DiskLog:
                 asked, self._asked = self._asked, []
             if not asked:
                 os.close(self._fd)
+                os.close(self._lock)
                 return
             try:
                 self._write(asked)
@@ -134,10 +135,11 @@ class DiskLog:
     def _write(self, asked: list[Ask]) -> None:
         pending: list[bytes] = []
         for ask in asked:
-            if ask.snapshot is not None:
+            if ask.snapshot is None:
+                pending.append(ask.data)
+            else:
                 pending.clear()  # what stands before it is in it, or void
-                self._replace(ask.snapshot)
-            pending.append(ask.data)
+                self._replace(ask.snapshot, ask.data)
         view = memoryview(b"".join(pending))
         if not view:
             return
@@ -145,17 +147,21 @@ class DiskLog:
             view = view[os.write(self._fd, view) :]
         os.fdatasync(self._fd)
 
-    def _replace(self, data: bytes) -> None:
-        """Put a snapshot in the place of everything. A crash in between leaves a log whose records are in the snapshot."""
-        draft = self._directory / DRAFT
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._directory / SNAPSHOT)
-        self._flush_directory()
+    def _replace(self, snapshot: bytes, log: bytes) -> None:
+        """Put a snapshot, and then the log after it, in the place of everything.
+
+        A crash in between leaves the old log, of which what the snapshot has already is left away.
+        """
+        for name, data in ((SNAPSHOT, snapshot), (LOG, log)):
+            draft = self._directory / DRAFT
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self._directory / name)
+            self._flush_directory()
         os.close(self._fd)
-        self._open(truncate=0)
+        self._open(truncate=len(log))
 
     def _open(self, truncate: int) -> None:
         self._fd = os.open(self._directory / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -173,6 +179,17 @@ class DiskLog:
     def _tell(self, what: Callable[..., None], value: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(what, value)
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""
+
+
+def _frames(first: int, records: Iterable[bytes]) -> bytes:
+    found: list[bytes] = []
+    for index, record in enumerate(records, first):
+        found += (_HEAD.pack(index, len(record), _digest(b"%d" % index, record)), record)
+    return b"".join(found)
 
 
 def _do(asked: list[Ask]) -> None:

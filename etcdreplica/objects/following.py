@@ -84,10 +84,8 @@ class Following:
         backup = self.backup
         if not backup.take(message):
             return
-        if message.until >= 0:
-            self._hold(connection, backup.machine.index + 1)
-        elif message.records:
-            self._hold(connection, message.first)
+        if message.until >= 0 or message.records:
+            self._hold(connection, backup.changed_from)
         if not self._applying:
             self._applying = True
             asyncio.get_running_loop().call_soon(self._apply, connection)  # after what was just said is sent
@@ -97,7 +95,7 @@ class Following:
         if backup.take_part(message):
             self.fresh_at = None
             if self.disk is not None:
-                self.disk.compact(backup.machine.index, backup.commit, backup.machine.snapshot())
+                self.disk.compact(backup.machine.index, backup.commit, backup.machine.snapshot(), ())
             self._hold(connection, backup.log.last + 1)
 
     def _hold(self, connection: Connection, first: int) -> None:
@@ -115,9 +113,9 @@ class Following:
         try:
             for index in self.backup.apply_committed():
                 connection.send(Digest(index, self.backup.machine.digest()))
-        except DivergedError as error:
+        except Exception as error:  # the record counts as applied, so there is no other way
             connection.close(str(error))
-            self._fail(error)
+            self._fail(error if isinstance(error, DivergedError) else DivergedError(f"a record cannot be applied: {error!r}"))
 
     def _on_pong(self, message: Pong) -> None:
         while self._pings and self._pings[0][0] <= message.number:

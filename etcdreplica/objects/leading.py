@@ -16,7 +16,7 @@ from typing import Any
 from attrs import define, frozen
 
 from etcdreplica.clock import Clock
-from etcdreplica.errors import EtcdReplicaError, ObjectError, ProtocolError
+from etcdreplica.errors import EtcdReplicaError, ObjectError, ProtocolError, UsageError
 from etcdreplica.objects.backup import BackupLog
 from etcdreplica.objects.connection import Connection, dial
 from etcdreplica.objects.copies import Copy, Members, WatchDogLine
@@ -34,6 +34,7 @@ SLOW_S = 1.0  # how long it may hold nothing more although there is more
 RETRY_S = 0.05
 COMMIT_TOLD_S = 0.005  # after which copies learn what is committed although there is nothing new
 PART = 1 << 20
+DIGEST_PATIENCE = 10  # how much longer another copy may take for it than this one
 DIGESTS = 10  # that are remembered, for copies that are behind
 
 
@@ -84,7 +85,8 @@ class Peer:
     sent: int = 0
     told: int = 0
     gone_at: float | None = None  # since when it has no connection
-    behind_at: float | None = None  # since when it has held nothing more
+    behind_at: float | None = None  # since when it has not held record `due`
+    due: int = 0
     task: asyncio.Task[None] | None = None
 
 
@@ -105,6 +107,7 @@ class Leading:
         tasks: Tasks,
         on_commit: Callable[[], None],
         disk: DiskLog | None = None,
+        min_in_sync: int = 1,
     ) -> None:
         self.epoch = epoch
         self._me = me
@@ -115,7 +118,8 @@ class Leading:
         self._disk = disk
         self._written = backup.log.last  # what the disk has, or was asked to have
         self._recorded = members
-        self.log = PrimaryLog(me.incarnation, survivors(me, members), backup.log, backup.commit)
+        self._hosts = dict(members.hosts)
+        self.log = PrimaryLog(me.incarnation, survivors(me, members), backup.log, backup.commit, min_in_sync)
         self.log.advance()
         self._copies: dict[int, Copy] = {}
         self._copies_known = False
@@ -124,6 +128,7 @@ class Leading:
         self._touched = asyncio.Event()
         self._telling = False
         self._digests: dict[int, bytes] = {}
+        self._digesting_until = 0.0
 
     def start(self, copies: Iterable[Copy] | None) -> None:
         """Begin; `copies` as far as they are known."""
@@ -153,9 +158,10 @@ class Leading:
         if self.log.ack(self._me.incarnation, index):
             self._on_commit()
 
-    def expect_digest(self, index: int, digest: bytes) -> None:
-        """Every copy must have this state after that record."""
+    def expect_digest(self, index: int, digest: bytes, took_s: float) -> None:
+        """Every copy must have this state after that record. Finding out takes them a while, as it took this one."""
         self._digests[index] = digest
+        self._digesting_until = self._me.clock() + DIGEST_PATIENCE * took_s
         while len(self._digests) > DIGESTS:
             del self._digests[min(self._digests)]
 
@@ -168,6 +174,7 @@ class Leading:
         for incarnation in self._peers.keys() - there.keys():
             self._drop(self._peers.pop(incarnation), "it is gone")
         for incarnation in there.keys() - self._peers.keys():
+            self._hosts[incarnation] = there[incarnation].host
             peer = self._peers[incarnation] = Peer(there[incarnation], gone_at=self._me.clock())
             peer.task = self._tasks.spawn(self._lead(peer))
         self._touched.set()
@@ -185,7 +192,9 @@ class Leading:
             began = self._me.clock()
             try:
                 await self._lead_once(peer)
-            except (OSError, TimeoutError, ObjectError) as error:
+            except UsageError as error:
+                log.error("%s: the copy on %s cannot have a snapshot: %s", self._me.app, peer.copy.host, error)
+            except (OSError, TimeoutError, EtcdReplicaError) as error:
                 log.info("%s: the copy on %s does not follow: %s", self._me.app, peer.copy.host, error)
             if self._me.clock() - began > REDIAL_S[1]:
                 delay = REDIAL_S[0]
@@ -220,7 +229,7 @@ class Leading:
                 raise ObjectError("another copy answers at its address")
             connection.on_message = lambda message, _: self._on_copy(peer, connection, message)
             peer.sent = await self._bring_up(copy, connection, position.result())
-            peer.connection, peer.gone_at, peer.behind_at = connection, None, None
+            peer.connection, peer.gone_at, peer.behind_at, peer.told = connection, None, None, 0
             connection.on_resumed = lambda: self._pump(peer)
             self._pump(peer)
             raise ObjectError(await lost)
@@ -245,6 +254,8 @@ class Leading:
                 if at > until:
                     return at - 1
                 await connection.drained()
+                if at < records.first:
+                    raise ObjectError("it was too slow to take the log")
         data, index = self._machine.snapshot(), self._machine.index
         log.info("%s: the copy on %s gets a snapshot of %d bytes", self._me.app, copy.host, len(data))
         for at in range(0, len(data), PART):
@@ -266,7 +277,7 @@ class Leading:
             peer.sent += len(batch)
             peer.told = self.log.commit
         if peer.behind_at is None and self.log.acked.get(peer.copy.incarnation, -1) < records.last:
-            peer.behind_at = self._me.clock()
+            peer.behind_at, peer.due = self._me.clock(), records.last
 
     def _on_copy(self, peer: Peer, connection: Connection, message: Message) -> None:
         if isinstance(message, Ack):
@@ -275,7 +286,7 @@ class Leading:
             connection.send(Pong(message.number, self.log.commit))
         elif isinstance(message, Digest):
             ours = self._digests.get(message.index)
-            if ours not in (None, message.digest):
+            if ours and message.digest and ours != message.digest:
                 log.error("%s: the state of the copy on %s is not that of the primary", self._me.app, peer.copy.host)
                 connection.send(Refuse(f"its state differs from the primary's after record {message.index}", diverged=True))
         elif isinstance(message, Refuse):
@@ -288,7 +299,10 @@ class Leading:
             return
         copy = peer.copy.incarnation
         more = self.log.ack(copy, message.index)
-        peer.behind_at = None if message.index >= self.log.log.last else self._me.clock()
+        if message.index >= self.log.log.last:
+            peer.behind_at = None
+        elif message.index >= peer.due:
+            peer.behind_at, peer.due = self._me.clock(), self.log.log.last
         if more:
             self._on_commit()
             if not self._telling:
@@ -343,11 +357,12 @@ class Leading:
         self._absent.pop(copy, None)
         if peer.connection is None:
             return GONE_S - (now - (peer.gone_at or now))
-        return SLOW_S if peer.behind_at is None else SLOW_S - (now - peer.behind_at)
+        if peer.behind_at is None:
+            return SLOW_S
+        return max(SLOW_S - (now - peer.behind_at), self._digesting_until - now)
 
     async def _change(self, line: WatchDogLine, wanted: frozenset[int]) -> None:
-        known = self._recorded.hosts
-        hosts = {**known, **{copy: peer.copy.host for copy, peer in self._peers.items()}, self._me.incarnation: self._me.host}
+        hosts = {**self._hosts, self._me.incarnation: self._me.host}
         members = {copy: hosts[copy] for copy in sorted(wanted)}
         based_on = self._recorded.revision
         self.log.change(wanted)
@@ -371,6 +386,7 @@ class Leading:
         not say so: the WatchDog may refuse a change while an earlier one, which we wait for no longer, is under way.
         """
         members = self._recorded = await read_members(self._me, line)
+        self._hosts.update(members.hosts)
         if members.epoch > self.epoch:
             raise ObjectError(f"epoch {self.epoch} is over: there is a primary of epoch {members.epoch}")
         if members.revision != based_on and self.log.changed(survivors(self._me, members)):

@@ -21,7 +21,7 @@ from attrs import define, field
 
 from etcdreplica.app.methods import QUERY, UPDATE, Method, methods_of
 from etcdreplica.app.state import Codec
-from etcdreplica.errors import CheckpointError, DivergedError, UsageError
+from etcdreplica.errors import CheckpointError, DivergedError, EtcdReplicaError, UsageError
 from etcdreplica.objects.context import Moment, replica
 from etcdreplica.objects.wire import (
     DONE,
@@ -37,7 +37,7 @@ from etcdreplica.objects.wire import (
 )
 
 SESSION_TICKS = 60  # of the primary, after which a session that was not used is forgotten
-SESSIONS = 10_000  # that are remembered; the one that was not used for longest goes first
+SESSIONS = 10_000  # that are remembered; a primary takes no more
 CALLS, TICK, CHECK, BARRIER = range(4)  # kinds of records
 _HEAD = struct.Struct(">Bd")
 _sorted = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -59,7 +59,6 @@ class Session:
 
     used: int  # tick
     below: int = 1
-    highest: int = 0
     done: dict[int, tuple[int, bytes]] = field(factory=dict)
 
     def forget(self, below: int) -> None:
@@ -126,8 +125,6 @@ class Machine:
             if not message.new:
                 return [(number, FORGOTTEN, NOTHING) for number, *_ in message.calls]
             session = Session(self.tick)
-            if len(self.sessions) >= SESSIONS:
-                del self.sessions[next(iter(self.sessions))]
         self.sessions[message.session] = session
         session.used = self.tick
         session.forget(message.below)
@@ -140,13 +137,13 @@ class Machine:
 
     def _once(self, session: Session, call: Call, moment: Moment) -> Result:
         number = call[0]
-        if number <= session.highest:
-            known = session.done.get(number)
-            return (number, EXPIRED, NOTHING) if known is None else (number, known[0], msgspec.Raw(known[1]))
+        if number < session.below:
+            return number, EXPIRED, NOTHING
+        if (known := session.done.get(number)) is not None:
+            return number, known[0], msgspec.Raw(known[1])
         moment.place += 1
         moment._source = None
         code, value = self._call(call, UPDATE)
-        session.highest = number
         session.done[number] = code, value
         return number, code, msgspec.Raw(value)
 
@@ -160,7 +157,7 @@ class Machine:
             )
         try:
             value = method.function(self.instance, *args, **kwargs) if kwargs else method.function(self.instance, *args)
-        except Exception as error:
+        except BaseException as error:  # also SystemExit and the like: the loop that we are in must not see them
             return RAISED, bytes(error_value(error))
         try:
             return DONE, encode_value(value)
@@ -192,20 +189,22 @@ class Machine:
     def snapshot(self) -> bytes:
         """Return all of it. Raises UsageError when the instance cannot be turned into bytes."""
         name, state = self.codec.encode(self._state())
-        sessions = [[key, s.used, s.below, s.highest, list(s.done.items())] for key, s in self.sessions.items()]
+        sessions = [[key, s.used, s.below, list(s.done.items())] for key, s in self.sessions.items()]
         return encode_value([self.history, self.index, self.time, self.tick, sessions, name, state])
 
     def load(self, data: bytes) -> None:
         """Become what a snapshot says. Raises CheckpointError."""
         try:
             history, index, time, tick, sessions, name, state = msgspec.msgpack.decode(data, type=_Snapshot)
-        except msgspec.DecodeError as error:
-            raise CheckpointError(f"this is no snapshot of an object: {error}") from None
-        instance = object.__new__(self.cls)
-        self._fill(instance, self.codec.decode(name, state))
+            instance = object.__new__(self.cls)
+            self._fill(instance, self.codec.decode(name, state))
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"a snapshot does not make a {self.cls.__name__}: {type(error).__name__}: {error}") from error
         self.instance = instance
         self.history, self.index, self.time, self.tick = history, index, time, tick
-        self.sessions = {key: Session(used, below, highest, dict(done)) for key, used, below, highest, done in sessions}
+        self.sessions = {key: Session(used, below, dict(done)) for key, used, below, done in sessions}
 
     def digest(self) -> bytes:
         """Return what is the same on all copies that have applied the same records."""
@@ -215,7 +214,12 @@ class Machine:
         """See that a snapshot would give the same state back. Raises UsageError, which says what would not."""
         state = self._state()
         copy = object.__new__(self.cls)
-        self._fill(copy, self.codec.decode(*self.codec.encode(state)))
+        try:
+            self._fill(copy, self.codec.decode(*self.codec.encode(state)))
+        except EtcdReplicaError as error:
+            raise UsageError(str(error)) from None
+        except Exception as error:
+            raise UsageError(f"{self.cls.__name__} does not come back from a snapshot: {error}") from None
         if hasattr(self.cls, "snapshot"):
             return
         again = vars(copy)
@@ -261,7 +265,7 @@ class Machine:
             ) from None
 
 
-_Snapshot = tuple[bytes, int, float, int, list[tuple[bytes, int, int, int, list[tuple[int, tuple[int, bytes]]]]], str, bytes]
+_Snapshot = tuple[bytes, int, float, int, list[tuple[bytes, int, int, list[tuple[int, tuple[int, bytes]]]]], str, bytes]
 NOTHING = msgspec.Raw(encode_value(None))
 
 
@@ -314,7 +318,7 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
-def error_value(error: Exception) -> msgspec.Raw:
+def error_value(error: BaseException) -> msgspec.Raw:
     """Return what a client is sent in the place of a result."""
     kind = type(error)
     try:
@@ -323,7 +327,7 @@ def error_value(error: Exception) -> msgspec.Raw:
         return msgspec.Raw(encode_value([kind.__module__, kind.__qualname__, _text(error), None]))
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:

@@ -12,10 +12,11 @@ from etcdreplica.objects.log import Log
 
 
 class PrimaryLog:
-    """The log in one epoch. `commit`: what was known to be committed before it."""
+    """The log in one epoch. `commit`: what was known to be committed before; with fewer than `min_in_sync`, nothing more is."""
 
-    def __init__(self, me: int, members: Iterable[int], log: Log, commit: int) -> None:
+    def __init__(self, me: int, members: Iterable[int], log: Log, commit: int, min_in_sync: int = 1) -> None:
         self.me = me
+        self.min_in_sync = min_in_sync
         self.in_sync = frozenset(members) | {me}
         self.changing: frozenset[int] = frozenset()
         self.log = log
@@ -40,7 +41,7 @@ class PrimaryLog:
         others = (self.in_sync | self.changing) - {self.me}
         least = min((self.acked.get(copy, 0) for copy in others), default=self.held)
         least = min(least, self.held)
-        if least <= self.commit:
+        if least <= self.commit or len(self.in_sync) < self.min_in_sync:
             return False
         self.commit = least
         self.log.trim(self.commit)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -12,7 +13,7 @@ from attrs import frozen
 
 from etcdreplica.app.methods import QUERY
 from etcdreplica.clock import boottime
-from etcdreplica.errors import UsageError
+from etcdreplica.errors import RemoteError, UsageError
 from etcdreplica.objects.client import Client
 from etcdreplica.objects.connection import in_background, refuse_to_wait_here
 from etcdreplica.words import check_name, check_seconds
@@ -134,12 +135,19 @@ def _check_stale(name: str, kind: str, max_age: float) -> float:
 
 def _settle(future: Future[Any] | asyncio.Future[Any]) -> Callable[[Exception | None, bytes], None]:
     def done(error: Exception | None, value: bytes) -> None:
-        if future.done():
-            return  # its caller was cancelled
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(msgspec.msgpack.decode(value))
+        result: Any = None
+        if error is None:
+            try:
+                result = msgspec.msgpack.decode(value)
+            except Exception as reason:
+                error = RemoteError(type(reason).__qualname__, f"what was returned cannot be read here: {reason}")
+        elif isinstance(error, StopIteration):  # which no future can carry
+            error = RemoteError("builtins.StopIteration", str(error))
+        with contextlib.suppress(InvalidStateError, asyncio.InvalidStateError):  # its caller was cancelled
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
 
     return done
 

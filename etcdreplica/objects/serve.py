@@ -22,6 +22,9 @@ from etcdreplica.words import Failover, Role, Style
 
 FAILED_S = 1.0  # for the WatchDog to hear why this copy ends
 EXIT_FAILED = 70
+PULSE_S = 0.1
+ALONE_S = 0.02  # between two looks whether another copy has all there is
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  (what nodes may listen on)
 
 
 def serve(cls: type[Any], *args: Any, body: Callable[..., Any] | None = None) -> Any:
@@ -57,6 +60,7 @@ class _Serving:
         self._loop = background_loop()
         self._error: EtcdReplicaError | None = None
         self._has_body = False
+        self._over = False
         self._server: ObjectServer | None = None
         self._line: WatchDogLine | None = None
 
@@ -81,7 +85,7 @@ class _Serving:
                 raise self._error
             return None
         finally:
-            in_background(self._stop())
+            in_background(self._stop(handover=self._error is None and replica.stopping))
 
     async def _snapshot(self) -> bytes:
         return self._machine.snapshot()
@@ -92,23 +96,41 @@ class _Serving:
         if self._is_hot and replica._link is not None:
             self._line = WatchDogLine(replica._link.send)
         durable = None
-        if options["durable"] and "state_dir" in welcome:  # of this application only: an earlier one of its name had another
+        if options["durable"] and self._line is not None:  # of this application only: an earlier one of its name had another
             durable = Path(welcome["state_dir"]) / str(welcome["born"])
         settings = Settings(replica.name, options["min_in_sync"], options["failover"] == Failover.FAST, durable)
         self._server = ObjectServer(
             settings, self._machine, int(welcome.get("incarnation", 1)), replica.host, self._line, self._fail
         )
-        host = str(welcome.get("address") or "127.0.0.1")
+        listen = str(welcome.get("listen", "127.0.0.1"))
+        if not listen:
+            raise ConfigurationError(
+                f"{replica.name}: replicated objects know no TLS yet, and the node of this host is to be reached only by TLS: "
+                "start it with --insecure if you trust its network, or with --peer-listen on 127.0.0.1"
+            )
         try:
-            address = await self._server.start(host)
+            port = await self._server.start(listen)
         except OSError as error:
-            raise ConfigurationError(f"{replica.name} cannot listen on {host}: {error.strerror or error}") from None
+            raise ConfigurationError(f"{replica.name} cannot listen on {listen}: {error.strerror or error}") from None
         self._server.become(replica.epoch, primary=replica.role is Role.PRIMARY)
-        return address
+        self._pulse()
+        host = str(welcome.get("address", listen)) if listen in EVERYWHERE else listen
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    async def _stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop()
+    def _pulse(self) -> None:
+        """Give a sign of life of the loop: a method that does not return is a hang."""
+        if not self._over:
+            self._replica._beat_loop()
+            self._loop.call_later(PULSE_S, self._pulse)
+
+    async def _stop(self, *, handover: bool) -> None:
+        """End. The only copy that is in sync waits a while for another one: the state would end with it."""
+        assert self._server is not None
+        until = self._loop.time() + self._definition.options["stop_timeout_s"] / 2
+        while handover and self._server.is_alone and self._loop.time() < until:  # noqa: ASYNC110  (several things end it)
+            await asyncio.sleep(ALONE_S)
+        self._over = True
+        await self._server.stop()
 
     def _listen(self, message: Message) -> None:
         self._loop.call_soon_threadsafe(self._hear, message)

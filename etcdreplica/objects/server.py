@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -24,12 +25,14 @@ from etcdreplica.objects.copies import Copy, Members, WatchDogLine
 from etcdreplica.objects.disk import COMPACT_BYTES, DiskLog
 from etcdreplica.objects.following import Following
 from etcdreplica.objects.leading import Leading, Me, Tasks, read_members, survivors
-from etcdreplica.objects.machine import BARRIER, CALLS, CHECK, NOTHING, TICK, Machine, error_value, record_of
+from etcdreplica.objects.machine import BARRIER, CALLS, CHECK, NOTHING, SESSIONS, TICK, Machine, error_value, record_of
 from etcdreplica.objects.wire import (
+    MAX_CALLS,
     NO_METHOD,
     NOT_PRIMARY,
     OVERLOADED,
     RAISED,
+    SESSION,
     TOO_FEW,
     TOO_OLD,
     VERSION,
@@ -56,6 +59,7 @@ CHECK_SHARE = 100  # digests take at most one in so many seconds
 MAX_CLIENTS = 1000
 MAX_WAITING = 50_000  # calls that are not acknowledged yet, of all clients
 MAX_WAITING_BYTES = 64 << 20
+MAX_KEPT = 25_000  # answers that are kept for one session
 
 
 @frozen
@@ -93,7 +97,6 @@ class ObjectServer:
         clock: Clock = boottime,
     ) -> None:
         self.settings = settings
-        self.address = ""
         self.leading: Leading | None = None  # while this copy is primary and serves
         self._machine = machine
         self._me = Me(settings.app, host, incarnation, clock)
@@ -103,6 +106,7 @@ class ObjectServer:
         self._following = Following(self._me, BackupLog(machine), fail)
         self._disk: DiskLog | None = None
         self._epoch = 0
+        self._reigning = False
         self._copies: list[Copy] | None = None
         self._clients: set[Connection] = set()
         self._server: asyncio.Server | None = None
@@ -110,18 +114,18 @@ class ObjectServer:
         self._waiting_calls = 0
         self._waiting_bytes = 0
         self._flushing = False
+        self._complaint = ""
 
-    async def start(self, host: str, port: int = 0) -> str:
-        """Recover what the disk has, and listen; return HOST:PORT. Raises OSError, StorageError."""
+    async def start(self, host: str) -> int:
+        """Recover what the disk has, and listen; return the port. Raises OSError, StorageError."""
         if self.settings.durable is not None:
             self._disk = self._following.disk = DiskLog(self.settings.durable, self._fail)
             if (found := self._disk.recover()) is not None:
                 self._following.backup.recover(found)
-        self._server = await asyncio.get_running_loop().create_server(self._accept, host, port)
-        port = self._server.sockets[0].getsockname()[1]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._server = await asyncio.get_running_loop().create_server(self._accept, host, 0)
         self._tasks.spawn(self._tick())
-        return self.address
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
 
     async def stop(self) -> None:
         """Hang up on everybody."""
@@ -137,13 +141,23 @@ class ObjectServer:
         if self._disk is not None:
             await asyncio.to_thread(self._disk.close)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is the only copy in sync, although there are others."""
+        others = any(copy.incarnation != self._me.incarnation for copy in self._copies or ())
+        return others and self.leading is not None and len(self.leading.log.in_sync) == 1
+
     # --- what the WatchDog says ------------------------------------------------------------------------------------
 
     def become(self, epoch: int, *, primary: bool) -> None:
         """Take a role. A primary never becomes a backup again: its process ends."""
-        began = primary and self._following.backup.epoch < epoch and self.leading is None
         self._epoch = max(self._epoch, epoch)
-        if began:
+        if not primary or self._reigning:
+            return
+        self._reigning = True
+        if self._following.backup.epoch >= epoch:
+            self._fail(ObjectError(f"this copy is to lead epoch {epoch}, but knows of {self._following.backup.epoch} already"))
+        else:
             self._following.backup.fence(epoch)
             self._tasks.spawn(self._reign(epoch))
 
@@ -157,25 +171,40 @@ class ObjectServer:
         """Become primary: with the in-sync set that stands in etcd, less the primary that is dead."""
         me, machine, backup = self._me, self._machine, self._following.backup
         members = await read_members(me, self._line) if self._line is not None else Members(0, 0, 0, {})
-        if self._epoch > epoch:
-            return
+        self._check_epoch(epoch, members.epoch)
         expected = me.incarnation in members.hosts or (self._disk is not None and me.host in members.hosts.values())
         if machine.instance is None and expected:
             raise ObjectError("this copy is in sync by what stands in etcd, but has no state")
         if members.hosts and not survivors(me, members) and not expected:
-            log.error("%s: every in-sync copy was lost; what they had acknowledged last may be missing", me.app)
+            self._begin_anew(members)
         self._following.stop("this copy is primary now")
         backup.apply_all()
         if machine.instance is None:
             machine.begin(self._now())
             if self._disk is not None:
-                self._disk.compact(machine.index, machine.index, machine.snapshot())
+                self._disk.compact(machine.index, machine.index, machine.snapshot(), ())
         if self._disk is not None:
             await self._disk.flushed()
-        self.leading = Leading(me, epoch, machine, backup, members, self._line, self._tasks, self._answer, self._disk)
+            self._check_epoch(epoch)
+        least = self.settings.min_in_sync
+        self.leading = Leading(me, epoch, machine, backup, members, self._line, self._tasks, self._answer, self._disk, least)
         self.leading.start(self._copies)
         for client in self._clients:
             client.send(self._standing)
+
+    def _check_epoch(self, epoch: int, recorded: int = 0) -> None:
+        """See that nobody else has become primary meanwhile. Raises ObjectError."""
+        newest = max(self._epoch, self._following.backup.epoch, recorded)
+        if newest > epoch:
+            raise ObjectError(f"epoch {epoch} was over before this copy could lead: there is {newest}")
+
+    def _begin_anew(self, members: Members) -> None:
+        """Go on although every in-sync copy is gone: what this one has, if anything, is another history from here on."""
+        alive = [copy.host for copy in self._copies or () if copy.incarnation in members.hosts.keys() - {members.primary}]
+        if alive:
+            raise ObjectError(f"this copy is not in sync, and the ones on {', '.join(alive)} are: it must not lead")
+        log.error("%s: every in-sync copy was lost; what they had acknowledged last may be missing", self._me.app)
+        self._machine.history = os.urandom(16)
 
     # --- connections -----------------------------------------------------------------------------------------------
 
@@ -191,6 +220,8 @@ class ObjectServer:
                 self._admit(connection)
             elif self.leading is not None:
                 self._refuse(connection, f"this copy is primary, of epoch {self._epoch}")
+                if message.epoch > self._epoch:
+                    self._fail(ObjectError(f"epoch {self._epoch} is over: there is a primary of epoch {message.epoch}"))
             else:
                 self._following.take(connection, message)
 
@@ -226,7 +257,9 @@ class ObjectServer:
     # --- updates ---------------------------------------------------------------------------------------------------
 
     def _on_calls(self, connection: Connection, message: Calls, body: bytes) -> None:
-        if code := self._refusal(len(message.calls), len(body)):
+        if len(message.session) != SESSION or len(body) > MAX_CALLS:
+            raise ProtocolError(f"a session named by {len(message.session)} bytes, or updates of {len(body)} bytes")
+        if code := self._refusal(message, len(body)):
             connection.send(Results([(number, code, NOTHING) for number, *_ in message.calls]))
             return
         accepted = [call for call in message.calls if self._machine.accepts(call, UPDATE)]
@@ -240,12 +273,15 @@ class ObjectServer:
         results = Results(self._log(record_of(CALLS, self._now(), body), message))
         self._wait(connection, results, len(accepted), len(body))
 
-    def _refusal(self, calls: int, size: int) -> int:
+    def _refusal(self, message: Calls, size: int) -> int:
         if self.leading is None:
             return NOT_PRIMARY
         if len(self.leading.log.in_sync) < self.settings.min_in_sync:
             return TOO_FEW
-        return OVERLOADED if self._is_full(calls, size) else 0
+        sessions = self._machine.sessions
+        session = sessions.get(message.session)
+        too_many = len(sessions) >= SESSIONS if session is None else len(session.done) + len(message.calls) > MAX_KEPT
+        return OVERLOADED if too_many or self._is_full(len(message.calls), size) else 0
 
     def _is_full(self, calls: int, size: int) -> bool:
         full = self._waiting_calls + calls > MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES
@@ -300,7 +336,10 @@ class ObjectServer:
             connection.send(Answers([(number, OVERLOADED, NOTHING) for number, *_ in message.calls]))
             return
         if self.leading is not None:
-            if self.settings.fast and message.max_age is None:
+            if self._is_full(len(message.calls), 0):
+                connection.send(Answers([(call[0], OVERLOADED, NOTHING) for call in message.calls]))
+                return
+            if self.settings.fast:
                 self._log(record_of(BARRIER, self._now()))  # the other copies must say that none of them is primary
             self._wait(connection, Answers([self._machine.ask(call) for call in message.calls]), len(message.calls), size)
             self._answer()
@@ -310,8 +349,8 @@ class ObjectServer:
             code = NOT_PRIMARY
         elif fresh_at is None or self._me.clock() - fresh_at > message.max_age:
             code = TOO_OLD
-        answers = [(call[0], code, NOTHING) if code else self._machine.ask(call) for call in message.calls]
-        self._reply(connection, Answers(answers))
+        found = [(call[0], code, NOTHING) if code else self._machine.ask(call) for call in message.calls]
+        self._reply(connection, Answers(found))
 
     # --- now and then ----------------------------------------------------------------------------------------------
 
@@ -326,6 +365,8 @@ class ObjectServer:
             if self.leading is None:
                 self._following.ping()
                 continue
+            if len(self.leading.log.in_sync) < self.settings.min_in_sync:
+                continue  # what is logged now would make queries wait
             if now >= ticked_at + TICK_S and self._machine.sessions:
                 ticked_at = now
                 self._log(record_of(TICK, self._now()))
@@ -334,10 +375,16 @@ class ObjectServer:
                 check_at = now + max(TICK_S, CHECK_SHARE * (self._me.clock() - now))
 
     def _check(self, leading: Leading) -> int:
-        """Have every copy say what its state amounts to; return the index. Raises UsageError for a state that is not kept."""
-        self._machine.check_state()
+        """Have every copy say what its state amounts to; return the index."""
+        began = self._me.clock()
+        try:
+            self._machine.check_state()
+        except UsageError as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.error("%s: copies that start from now on would differ: %s", self._me.app, error)
         self._log(record_of(CHECK, self._now()))
-        leading.expect_digest(self._machine.index, self._machine.digest())
+        leading.expect_digest(self._machine.index, self._machine.digest(), self._me.clock() - began)
         return self._machine.index
 
     def _compact(self, disk: DiskLog) -> None:
@@ -346,9 +393,5 @@ class ObjectServer:
         if machine.instance is None:
             return
         commit = self.leading.log.commit if self.leading is not None else backup.commit
-        disk.compact(machine.index, commit, machine.snapshot())
-        disk.append(machine.index + 1, [backup.log[index] for index in range(machine.index + 1, backup.log.last + 1)], _nothing)
-
-
-def _nothing() -> None:
-    """Nobody waits for it."""
+        after = [backup.log[index] for index in range(machine.index + 1, backup.log.last + 1)]
+        disk.compact(machine.index, commit, machine.snapshot(), after)

@@ -15,6 +15,8 @@ from etcdreplica.errors import ProtocolError
 
 VERSION = 1
 MAX_MESSAGE = 16 << 20
+MAX_CALLS = 12 << 20  # of a message with updates: it must fit into one of records
+SESSION = 16  # bytes of a session's name
 _LENGTH = struct.Struct(">I")
 
 # How a call ended, in Results. What is not DONE or RAISED was not logged: it has not happened, and will not by itself.
@@ -163,24 +165,28 @@ class Decoder:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._at = 0  # what stands before was taken
 
     def feed(self, data: bytes) -> Iterator[tuple[Message, bytes]]:
-        """Yield each message that is complete now, and its own bytes. Raises ProtocolError."""
-        buffer = self._buffer
-        buffer += data
-        at = 0
-        try:
-            while len(buffer) - at >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(buffer, at)
-                if length > MAX_MESSAGE:
-                    raise ProtocolError(f"a frame of {length} bytes is over the limit of {MAX_MESSAGE}")
-                if len(buffer) - at < _LENGTH.size + length:
-                    return
-                body = bytes(buffer[at + _LENGTH.size : at + _LENGTH.size + length])
-                at += _LENGTH.size + length
-                yield decode(body), body
-        finally:
-            del buffer[:at]
+        """Take bytes as they arrive; return what takes out of them what is complete, as `next` does."""
+        self._buffer += data
+        return iter(self.next, None)
+
+    def next(self) -> tuple[Message, bytes] | None:
+        """Return the next message that is complete, and its own bytes; None if there is none. Raises ProtocolError."""
+        buffer, at = self._buffer, self._at
+        if len(buffer) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if length > MAX_MESSAGE:
+                raise ProtocolError(f"a frame of {length} bytes is over the limit of {MAX_MESSAGE}")
+            begin, end = at + _LENGTH.size, at + _LENGTH.size + length
+            if len(buffer) >= end:
+                self._at = end
+                body = bytes(buffer[begin:end])
+                return decode(body), body
+        del buffer[:at]
+        self._at = 0
+        return None
 
 
 def decode(body: bytes) -> Message:

@@ -32,6 +32,7 @@ class Kind(enum.StrEnum):
     LEADERS = "leaders"  # <role>/<lease>, candidate's lease
     PAUSES = "pauses"  # app/<app>, or cluster/<cluster>
     CHECKPOINTS = "checkpoints"  # <app>
+    IN_SYNC = "insync"  # <app>, a replicated object
     SERVERS = "servers"  # <host>, its CheckpointServer's lease
 
 
@@ -47,6 +48,7 @@ RECORDS: dict[Kind, type[Any]] = {
     Kind.LEADERS: model.Leader,
     Kind.PAUSES: model.Pause,
     Kind.CHECKPOINTS: model.Checkpoint,
+    Kind.IN_SYNC: model.InSync,
     Kind.SERVERS: model.Server,
 }
 _NAME, _NUMBER = NAME.pattern, r"[0-9]{1,18}"
@@ -64,6 +66,7 @@ _SHAPES: dict[Kind, re.Pattern[str]] = {
         (Kind.LEADERS, f"({_NAME})", "([0-9a-f]{1,16})"),
         (Kind.PAUSES, "(app|cluster)", f"({_NAME})"),
         (Kind.CHECKPOINTS, f"({_NAME})"),
+        (Kind.IN_SYNC, f"({_NAME})"),
         (Kind.SERVERS, f"({_NAME})"),
     )
 }

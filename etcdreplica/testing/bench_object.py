@@ -61,8 +61,8 @@ def object_(trials: int, kills: int, etcd_program: str | None, say: Say) -> dict
             rates = [copies.ask("throughput", in_flight=in_flight, seconds=SECONDS)["per_s"] for _ in range(3)]
             metrics[f"throughput_{in_flight}"] = _rates(rates)
         say(f"{kills} kills of the primary under load")
-        gaps, wrong, done = asyncio.run(_gaps(copies, kills))
-        metrics["gap"] = summary(gaps)
+        found, wrong, done = asyncio.run(gaps(copies, kills))
+        metrics["gap"] = summary(found)
         metrics["lost_or_doubled"] = {"unit": "updates", "n": done, "max": wrong}
         program = etcd.program
     peers = _pysyncobj(trials, say)
@@ -154,10 +154,10 @@ def _rates(rates: list[float]) -> dict[str, Any]:
     return {"unit": "1/s", "n": len(rates), "p50": round(sorted(rates)[len(rates) // 2]), "max": round(max(rates))}
 
 
-async def _gaps(copies: Counters, kills: int) -> tuple[list[float], int, int]:
+async def gaps(copies: Counters, kills: int) -> tuple[list[float], int, int]:
     """Return for how long no update was acknowledged at each kill, how many went wrong, and how many there were."""
     acknowledged: list[float] = []
-    gaps, wrong, done, stopping = [], 0, 0, False
+    found_gaps, wrong, done, stopping = [], 0, 0, False
     async with await connect_async(copies.name) as proxy:
 
         async def work(number: int) -> None:
@@ -184,10 +184,10 @@ async def _gaps(copies: Counters, kills: int) -> tuple[list[float], int, int]:
             while acknowledged[-1] < at + 0.2:  # noqa: ASYNC110  (the workers raise no event)
                 await asyncio.sleep(0.01)
             times = [time for time in acknowledged if time > at - 0.1]
-            gaps.append(1000 * max(after - before for before, after in itertools.pairwise(times)))
+            found_gaps.append(1000 * max(after - before for before, after in itertools.pairwise(times)))
         stopping = True
         await asyncio.gather(*workers)
-    return gaps, wrong, done
+    return found_gaps, wrong, done
 
 
 # --- PySyncObj -----------------------------------------------------------------------------------------------------

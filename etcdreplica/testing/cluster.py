@@ -66,8 +66,9 @@ class LocalHost:
     def kill(self) -> None:
         """SIGKILL everything on it, as a power cut would."""
         if self.process is not None:
-            kill_tree(self.process.pid)
-            self.process.wait()
+            if self.process.poll() is None:  # else its number may be somebody else's by now
+                kill_tree(self.process.pid)
+                self.process.wait()
             if guardian := last_guardian(self.directory):
                 end_all(guardian)
         self._kill_programs()
@@ -223,7 +224,7 @@ class LocalCluster:
         os.kill(pid, signal.SIGKILL)
         return host, pid
 
-    def wait_ready(self, app: str, *, after_epoch: int = 0, timeout: float = 30.0) -> int:
+    def wait_ready(self, app: str, *, after_epoch: int = 0, timeout: float = 60.0) -> int:
         """Wait until the application has a running primary and its whole degree, all ready; return its epoch.
 
         A successor is waited for as well, unless the next failure would be made good on the primary's host, or park it.
@@ -250,7 +251,7 @@ class LocalCluster:
         assert found is not None
         return found.epoch
 
-    def wait_until(self, condition: Callable[[ClusterView], bool], what: str, timeout: float = 30.0) -> None:
+    def wait_until(self, condition: Callable[[ClusterView], bool], what: str, timeout: float = 60.0) -> None:
         """Wait until the view satisfies a condition. Raises EtcdReplicaError, with the node logs' ends, after `timeout`."""
         deadline = time.monotonic() + timeout
         with self._changed:

@@ -32,6 +32,7 @@ class CopyHandle:
         self.host, self.incarnation = host, incarnation
         self.error: EtcdReplicaError | None = None
         self.is_up = True
+        self.address = ""
         self.role = Role.BACKUP
         self.line = WatchDogLine(lambda kind, **fields: copies.hear(self, kind, fields))
         self.machine = Machine(copies.cls, Codec(copies.codec), copies.args)
@@ -81,7 +82,7 @@ class Copies:
         """Start a copy; the first one of all becomes primary."""
         self._incarnation += 1
         copy = CopyHandle(self, host, self._incarnation)
-        await copy.server.start("127.0.0.1")
+        copy.address = f"127.0.0.1:{await copy.server.start('127.0.0.1')}"
         self.copies.append(copy)
         if self.primary is None:
             self.promote(copy)
@@ -155,7 +156,7 @@ class Copies:
         copy.line.take(answer)
 
     def _list(self) -> list[list[Any]]:
-        return [[c.host, c.incarnation, c.role.value, self.epoch, c.server.address] for c in self.copies if c.is_up]
+        return [[c.host, c.incarnation, c.role.value, self.epoch, c.address] for c in self.copies if c.is_up]
 
     def _tell(self) -> None:
         there = [Copy(*fields) for fields in self._list()]

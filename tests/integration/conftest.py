@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from etcdreplica.core.timing import preset
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster, find_etcd
 from tests.integration.stage import Stage
 
 WORKER = Path(__file__).parent / "apps" / "worker.py"
-LASTING_TTL_S = preset("safe").lease_ttl_s  # where no test waits for a lease to end
+PATIENCE_S = 60.0  # after which something counts as never happening
+LASTING_TTL_S = 10.0  # where hardly a test waits for a lease to end: it outlasts what a busy disk makes etcd wait
 _numbers = itertools.count()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; what we start would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Worker:
@@ -46,7 +48,7 @@ class Worker:
 
     def wait_lines(self, condition: Callable[[list[dict[str, Any]]], bool], what: str) -> list[dict[str, Any]]:
         """Wait until the journal looks as wanted, and return it."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not condition(lines := self.lines()):
             if time.monotonic() > deadline:
                 raise EtcdReplicaError(f"waited in vain for {what} in {lines}\n{self.cluster.describe()}")
@@ -85,6 +87,16 @@ def shared_cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
         yield cluster
 
 
+def repair(cluster: LocalCluster) -> None:
+    """Have every host run that a test has stopped or killed, and leave no application."""
+    for name, host in cluster.hosts.items():
+        if host.process is None or host.process.poll() is not None:
+            cluster.restart(name)
+    cluster.wait_until(lambda view: set(cluster.hosts) <= set(view.hosts), "every host to be up")
+    for app in list(cluster.view.apps):
+        cluster.remove(app)
+
+
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[LocalCluster]:
     """Three hosts with a TTL of 2 s, on an etcd of their own: some tests stop it."""
@@ -98,15 +110,6 @@ def stage(hosts: LocalCluster, tmp_path: Path) -> Iterator[Stage]:
     stage = Stage(hosts, tmp_path)
     yield stage
     stage.leave()
-
-
-@pytest.fixture
-def own_stage(tmp_path: Path) -> Iterator[Stage]:
-    """The application on three hosts, and an etcd, that only one test uses."""
-    with LocalCluster(3) as cluster:
-        stage = Stage(cluster, tmp_path)
-        yield stage
-        stage.go_on()
 
 
 @pytest.fixture
@@ -126,7 +129,7 @@ def make_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
 
 def wait_dead(pid: int) -> None:
     """Wait until a process is dead."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from etcdreplica.store import Kind, Store
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from tests.integration.apps_cli.cli_harness import (
     PATIENCE_S,
@@ -21,6 +22,7 @@ from tests.integration.apps_cli.cli_harness import (
     eventually,
     fails_over,
     forget,
+    in_store,
     marked,
     standing,
     start_steady,
@@ -108,7 +110,7 @@ def test_bad_settings_of_a_daemon_exit_2(
 ) -> None:
     """They are named, before anything is done."""
     directories = [] if daemon == "manager" else own(tmp_path)
-    done = cli(daemon, "--etcd", etcd_server.endpoint, "--cluster", unique("bad"), *directories, *words, timeout=20)
+    done = cli(daemon, "--etcd", etcd_server.endpoint, "--cluster", unique("bad"), *directories, *words)
     assert named in the_error(done, 2)
     assert list(tmp_path.iterdir()) == []
 
@@ -131,7 +133,7 @@ def test_bad_settings_of_a_daemon_exit_2(
 def test_bad_settings_of_a_host_exit_2(etcd_server: EmbeddedEtcd, words: tuple[str, str], named: str, tmp_path: Path) -> None:
     """They are named."""
     words = (*own(tmp_path), *words)  # type: ignore[assignment]
-    done = cli("watchdog", "--host", "x", "--etcd", etcd_server.endpoint, "--cluster", unique("bad"), *words, timeout=20)
+    done = cli("watchdog", "--host", "x", "--etcd", etcd_server.endpoint, "--cluster", unique("bad"), *words)
     assert named in the_error(done, 2)
 
 
@@ -169,10 +171,12 @@ def test_an_orderly_end(etcd_server: EmbeddedEtcd, daemon: str, number: signal.S
     names = ["--host", "x", "--etcd", etcd_server.endpoint, "--cluster", where]
     arguments = command(daemon, *names, *([] if daemon == "manager" else own(tmp_path)))
 
+    async def look(store: Store) -> bool:
+        kind = (Kind.HOSTS,) if daemon == "watchdog" else (Kind.LEADERS, "superwatchdog")
+        return bool((await store.list(*kind)).entries)
+
     def is_up() -> bool:
-        text = cli("status", "--etcd", etcd_server.endpoint, "--cluster", where, "-o", "json").stdout
-        shown = json.loads(text)
-        return shown["leaders"]["superwatchdog"] == "x" if daemon != "watchdog" else bool(shown["hosts"])
+        return in_store(etcd_server, where, look)
 
     with background(arguments, tmp_path / "log", mark=mark) as process:
         eventually(is_up, "the daemon to be up")

@@ -13,6 +13,7 @@ import pytest
 from etcdreplica.model import Assignment, AssignmentState, Event, Failure
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from tests.integration.apps_cli.cli_harness import (
+    PATIENCE_S,
     STEADY,
     fails_over,
     forget,
@@ -60,7 +61,9 @@ def backs_off(cluster: LocalCluster, name: str) -> list[Failure]:
         times = [event.failure.detected_at for event in failures(cluster, name)]
         return [later - earlier for earlier, later in pairwise(times)]
 
-    cluster.wait_until(lambda _: max(pauses(), default=0.0) >= PAUSE_S or len(pauses()) >= MANY, "a pause between two starts")
+    cluster.wait_until(
+        lambda _: max(pauses(), default=0.0) >= PAUSE_S or len(pauses()) >= MANY, "a pause between two starts", 3 * PATIENCE_S
+    )
     found = pauses()
     assert max(found) >= PAUSE_S, f"a hot restart loop, {found}"
     return [event.failure for event in failures(cluster, name)]
@@ -116,8 +119,8 @@ def test_a_body_that_raises_at_once(cluster: LocalCluster, style: str, degree: i
     name = unique("raises")
     before = standing(cluster, "load")
     first = cluster.start(STEADY, "--name", name, "--style", style, "--degree", str(degree), "--body", "raise")
-    assert first.wait(30) == 1
-    cluster.wait_until(lambda _: known(cluster, name).state is AssignmentState.BACKING_OFF, "backing off")
+    assert first.wait(PATIENCE_S) == 1
+    cluster.wait_until(lambda _: known(cluster, name).state is AssignmentState.BACKING_OFF, "backing off", 3 * PATIENCE_S)
     (shown,) = read_json(cluster, "status", name)["applications"]
     if shown["state"] == "backing-off":  # it may just be trying again
         assert "ValueError: no luck today" in shown["reason"]
@@ -162,5 +165,5 @@ def test_a_script_that_never_calls_registers_nothing(cluster: LocalCluster, tmp_
     name = unique("silent")
     script = tmp_path / "silent.py"
     script.write_text(f"from etcdreplica import protected\n@protected(name={name!r})\ndef main(replica):\n    pass\n")
-    assert cluster.start(script).wait(30) == 0
+    assert cluster.start(script).wait(PATIENCE_S) == 0
     assert keys_of(cluster, name) == []

@@ -221,7 +221,7 @@ def test_keys_that_are_none(cluster: LocalCluster, victim: str, key: str) -> Non
         done = cli("status", *cluster.connection)
         epoch = cluster.wait_ready(BYSTANDER)
         cluster.kill_replica(BYSTANDER)
-        cluster.wait_ready(BYSTANDER, after_epoch=epoch, timeout=15)
+        cluster.wait_ready(BYSTANDER, after_epoch=epoch)
     finally:
         delete_raw(cluster, bad)
     assert done.returncode == 0, done.stderr

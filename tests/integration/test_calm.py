@@ -10,20 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from etcdreplica.core.timing import preset
 from etcdreplica.model import FailureKind
 from etcdreplica.testing import LocalCluster
-from tests.integration.conftest import LASTING_TTL_S
-from tests.integration.stage import Stage
+from tests.integration.stage import Stage, urgent
 
 pytestmark = pytest.mark.integration
 DAY_S = 86400.0
-ALL_LEASES_S = LASTING_TTL_S + 1.5  # by then every lease has ended that nobody has renewed, and what follows has happened
+TTL_S = preset("safe").lease_ttl_s
+ALL_LEASES_S = TTL_S + 1.5  # by then every lease has ended that nobody has renewed, and what follows has happened
 
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[LocalCluster]:
     """Three hosts with the default TTL, on an etcd of their own: some tests stop it."""
-    with LocalCluster(3, lease_ttl_s=LASTING_TTL_S) as cluster:
+    with LocalCluster(3, lease_ttl_s=TTL_S) as cluster:
         yield cluster
 
 
@@ -52,9 +53,10 @@ def _pause_etcd(stage: Stage) -> None:
 
 
 def _briefly(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(0.6)  # the fault itself: shorter than what is left of any lease
-    os.kill(pid, signal.SIGCONT)
+    with urgent():  # else a busy machine would make it long
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.6)  # the fault itself: shorter than what is left of any lease
+        os.kill(pid, signal.SIGCONT)
 
 
 UNNOTICED: dict[str, Callable[[Stage], None]] = {
@@ -83,11 +85,12 @@ def test_a_stall_of_everything_is_no_hang(tmp_path: Path) -> None:
         stage = Stage(cluster, tmp_path)
         stage.start("--style", "warm", "--hang-timeout", "1")
         pids = (stage.watchdog(), cluster.primary(stage.app)[1])
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        time.sleep(3)  # the fault itself
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        with urgent():
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(3)  # the fault itself
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
         stage.still_acting(3)
         stage.verdict()
         assert not any(event.failure.kind is FailureKind.HANG for event in stage.events())
@@ -111,7 +114,7 @@ def test_the_wall_clock_jumps(tmp_path: Path) -> None:
     (modules / "sitecustomize.py").write_text(JUMPY.format(by=str(by)))
     names = ("host-a", "host-b", "host-c")
     prefixes = dict.fromkeys(names, ("env", f"PYTHONPATH={modules}"))
-    with LocalCluster(names, prefixes=prefixes, lease_ttl_s=LASTING_TTL_S) as cluster:
+    with LocalCluster(names, prefixes=prefixes, lease_ttl_s=TTL_S) as cluster:
         stage = Stage(cluster, tmp_path)
         stage.start("--style", "warm", "--hang-timeout", "1")
         before = stage.epoch

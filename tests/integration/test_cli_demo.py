@@ -70,7 +70,7 @@ def test_demo_interrupted(number: signal.Signals, moment: str, tmp_path: Path) -
         demo.send_signal(number)
         assert demo.wait(PATIENCE_S) == 130
         assert "Traceback" not in log.read_text()
-        eventually(lambda: not marked(mark), "its processes to be gone", timeout=5)
+        eventually(lambda: not marked(mark), "its processes to be gone")
         assert list(directory.iterdir()) == []
 
 

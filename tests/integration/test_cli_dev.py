@@ -8,9 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -50,15 +50,12 @@ def own(directory: Path) -> list[str]:
     return ["--state-dir", str(directory / "state"), "--socket", str(directory / "s")]
 
 
-def replicas(port: int, name: str) -> list[dict[str, Any]]:
-    """Return the replicas that `status` shows of an application, if it knows it."""
-    done = cli("status", "--etcd", f"127.0.0.1:{port}", "-o", "json", name)
-    return list(json.loads(done.stdout)["applications"][0]["replicas"]) if done.returncode == 0 else []
-
-
 def runs_as(port: int, name: str, pid: int) -> bool:
-    """Whether this process is the running primary."""
-    return any(each["pid"] == pid and each["state"] == "running" for each in replicas(port, name))
+    """Whether `status` shows this process as the running primary."""
+    time.sleep(0.2)  # between two looks: each costs as much as the start of a program
+    done = cli("status", "--etcd", f"127.0.0.1:{port}", "-o", "json", name)
+    replicas = json.loads(done.stdout)["applications"][0]["replicas"] if done.returncode == 0 else []
+    return any(each["pid"] == pid and each["state"] == "running" for each in replicas)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
@@ -100,7 +97,7 @@ def test_a_port_taken_by_another_etcd(etcd_server: EmbeddedEtcd, tmp_path: Path)
     arguments = command("dev", "--port", str(etcd_server.port), "--cluster", unique("stranger"), *own(tmp_path))
     with background(arguments, tmp_path / "log", mark=mark) as dev:
         try:
-            code = dev.wait(15)
+            code = dev.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             code = -1
     text = (tmp_path / "log").read_text()
@@ -115,7 +112,7 @@ def test_a_port_that_is_none_exits_2(port: str, tmp_path: Path) -> None:
     mark = unique("dev")
     with background(command("dev", "--port", port, *own(tmp_path)), tmp_path / "log", mark=mark) as dev:
         try:
-            code = dev.wait(15)
+            code = dev.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             code = -1
     text = (tmp_path / "log").read_text()

@@ -11,6 +11,7 @@ from etcdreplica.store import Key, Kind, Put, Store, Txn
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.words import Style
 from tests.integration.apps_cli.cli_harness import (
+    PATIENCE_S,
     STEADY,
     cli,
     eventually,
@@ -58,7 +59,7 @@ def test_the_program_run_by_hand_ends_well(cluster: LocalCluster) -> None:
     name = unique("by-hand")
     by_hand = start_steady(cluster, name)
     assert cli("remove", *cluster.connection, name).returncode == 0
-    assert by_hand.wait(30) == 0
+    assert by_hand.wait(PATIENCE_S) == 0
 
 
 def test_a_body_that_does_not_listen_is_killed(cluster: LocalCluster) -> None:
@@ -132,7 +133,7 @@ def test_remove_without_waiting(cluster: LocalCluster) -> None:
 def test_remove_a_completed_application(cluster: LocalCluster) -> None:
     """Its body has returned; what is left of it are keys."""
     name = unique("completed")
-    assert cluster.start(STEADY, "--name", name, "--body", "return").wait(30) == 0
+    assert cluster.start(STEADY, "--name", name, "--body", "return").wait(PATIENCE_S) == 0
     cluster.wait_until(lambda view: is_completed(view.apps[name].assignment), "its completion")
     assert cli("remove", *cluster.connection, name).returncode == 0
     assert keys_of(cluster, name) == []

@@ -22,6 +22,7 @@ from etcdreplica.daemon.status_page import StatusPage
 from etcdreplica.errors import ProtocolError
 from etcdreplica.guardian.tree import start_time
 
+PATIENCE_S = 60.0
 PROGRAM = """
 import os, sys, threading, time
 from etcdreplica.app.kernel import Notice, Page
@@ -82,7 +83,7 @@ def test_killed(start: Start, size_mib: int) -> None:
     assert program.stdout is not None
     assert program.stdout.readline() == "big\n"
     program.kill()
-    assert os.waitstatus_to_exitcode(notices.get(timeout=30)) == -signal.SIGKILL
+    assert os.waitstatus_to_exitcode(notices.get(timeout=PATIENCE_S)) == -signal.SIGKILL
 
 
 def test_stopped_then_killed(start: Start) -> None:
@@ -90,21 +91,21 @@ def test_stopped_then_killed(start: Start) -> None:
     program, _, notices = start("time.sleep(600)")
     program.send_signal(signal.SIGSTOP)
     program.kill()
-    assert os.waitstatus_to_exitcode(notices.get(timeout=30)) == -signal.SIGKILL
+    assert os.waitstatus_to_exitcode(notices.get(timeout=PATIENCE_S)) == -signal.SIGKILL
 
 
 def test_exit_status(start: Start) -> None:
     """An ordinary exit tells its status."""
     program, _, notices = start("os._exit(3)")
     _proceed(program)
-    assert os.waitstatus_to_exitcode(notices.get(timeout=30)) == 3
+    assert os.waitstatus_to_exitcode(notices.get(timeout=PATIENCE_S)) == 3
 
 
 def _assert_silent_but_alive(program: subprocess.Popen[str], notices: queue.Queue[int]) -> None:
     """The waiting thread has looked and given up: no notice came, and the process was not killed."""
     for thread in threading.enumerate():
         if thread.name == f"death notice {program.pid}":
-            thread.join(30)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
     assert notices.empty()
     assert program.poll() is None
@@ -144,7 +145,7 @@ def test_vfork_child_is_no_death(start: Start) -> None:
     assert program.stdout.readline() == "ran\n"
     assert notices.empty()
     program.kill()
-    assert notices.get(timeout=30)
+    assert notices.get(timeout=PATIENCE_S)
 
 
 def test_release_is_no_death(start: Start) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from etcdreplica.model import AssignmentState, FailureKind
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
-from tests.integration.conftest import WORKER, Worker, wait_dead
+from tests.integration.conftest import PATIENCE_S, WORKER, Worker, wait_dead
 
 pytestmark = pytest.mark.integration
 STYLES = ["cold", "warm", "hot"]
@@ -40,7 +40,7 @@ def test_body_returns(shared_cluster: LocalCluster, make_worker: MakeWorker, tmp
         ),
         "completion",
     )
-    assert program.wait(30) == 0
+    assert program.wait(PATIENCE_S) == 0
     for pid in pids:
         wait_dead(pid)
     done = [e for (app, _), e in shared_cluster.events.items() if app == worker.name]
@@ -92,7 +92,7 @@ def test_handover(shared_cluster: LocalCluster, make_worker: MakeWorker, style: 
     host, successor = worker.hosts()
     program.send_signal(number)
     after = worker.wait_acting(after_epoch=epoch)
-    assert program.wait(30) == 0
+    assert program.wait(PATIENCE_S) == 0
     assert after == epoch + 1
     assert worker.hosts()[0] == successor
     ended = next(line for line in worker.lines("end") if line["host"] == host)
@@ -111,7 +111,7 @@ def test_deaf_body_is_killed(shared_cluster: LocalCluster, make_worker: MakeWork
     epoch = shared_cluster.wait_ready(worker.name)
     program.terminate()
     shared_cluster.wait_ready(worker.name, after_epoch=epoch)
-    assert program.wait(30) == -signal.SIGKILL
+    assert program.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def test_backup_told_to_end(shared_cluster: LocalCluster, make_worker: MakeWorker) -> None:
@@ -139,7 +139,7 @@ def test_remove(shared_cluster: LocalCluster, make_worker: MakeWorker, style: st
     shared_cluster.wait_ready(worker.name)
     pids = _pids(shared_cluster, worker.name)
     shared_cluster.remove(worker.name)
-    assert program.wait(30) == 0
+    assert program.wait(PATIENCE_S) == 0
     for pid in pids:
         wait_dead(pid)
 
@@ -164,7 +164,7 @@ def test_coroutine(shared_cluster: LocalCluster, make_worker: MakeWorker) -> Non
     epoch = shared_cluster.wait_ready(worker.name)
     program.terminate()
     epoch = shared_cluster.wait_ready(worker.name, after_epoch=epoch)
-    assert program.wait(30) == 0
+    assert program.wait(PATIENCE_S) == 0
     shared_cluster.kill_replica(worker.name)
     shared_cluster.wait_ready(worker.name, after_epoch=epoch)
 

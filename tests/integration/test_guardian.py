@@ -25,7 +25,7 @@ from etcdreplica.testing.processes import spawn_bound
 from tests.integration.conftest import wait_dead
 
 pytestmark = pytest.mark.integration
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 FAR_S = 600.0
 SLEEP = ("/bin/sleep", "600")
 SETTLE = "settle-"  # of wards that are only there to be answered

@@ -108,12 +108,12 @@ def test_start_that_never_ends(patient: Patient, tmp_path: Path) -> None:
     """A copy that does not reach the protected call in time is ended, and another one is started."""
     late = tmp_path / "late"
     late.mkdir()
-    arguments = ("--late-on", str(late), "--start-timeout", "3")
+    arguments = ("--late-on", str(late), "--start-timeout", "15")
     epoch = patient.start(*arguments)
     (late / "once").touch()
     patient.cluster.kill_replica(patient.name)  # its replacement is late
     event = patient.wait_event(lambda event: event.failure.kind is FailureKind.HANG)
-    assert event.failure.reason == "it did not reach the protected call within 3 s"
+    assert event.failure.reason == "it did not reach the protected call within 15 s"
     wait_dead(int(next(tmp_path.glob("once.*")).suffix[1:]))
     patient.cluster.wait_ready(patient.name, after_epoch=epoch, timeout=60)
 

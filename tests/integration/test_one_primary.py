@@ -12,7 +12,7 @@ import pytest
 
 from etcdreplica.core.view import ClusterView
 from etcdreplica.model import FailureKind
-from tests.integration.stage import Stage
+from tests.integration.stage import PATIENCE_S, Stage
 
 pytestmark = pytest.mark.integration
 
@@ -111,20 +111,21 @@ def test_a_primary_with_children_in_sessions_of_their_own(stage: Stage, fault: s
 
 
 @pytest.mark.parametrize("style", ["cold", "warm", "hot"])
-def test_etcd_stopped_for_longer_than_the_ttl(own_stage: Stage, style: str) -> None:
+def test_etcd_stopped_for_longer_than_the_ttl(stage: Stage, style: str) -> None:
     """The primary ends itself; with etcd another one begins."""
-    stage = own_stage
     stage.start("--style", style)
     before, etcd = stage.epoch, stage.etcd()
     primary = Path(f"/proc/{stage.cluster.primary(stage.app)[1]}")
     stage.stop(etcd)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while primary.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)  # the observer of the cluster is as blind as the hosts
     stage.go_on()
     stage.wait_acting(before)
+    stage.cluster.wait_ready(stage.app, after_epoch=before, timeout=60)
     stage.verdict()
+    stage.cluster.wait_until(lambda view: set(stage.cluster.hosts) <= set(view.hosts), "every host to be back")
 
 
 def test_shown_hang(stage: Stage) -> None:

@@ -24,7 +24,7 @@ from tests.integration.conftest import wait_dead
 
 pytestmark = pytest.mark.integration
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 SOON_S = 0.3  # for questions that are to run out of time
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

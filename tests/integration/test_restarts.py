@@ -10,7 +10,7 @@ import pytest
 from etcdreplica.model import Assignment, AssignmentState
 from etcdreplica.testing import LocalCluster
 from tests.integration.apps_cli.cli_harness import cli, keys_of, leading_process, read, read_json, the_error
-from tests.integration.conftest import Worker, kill
+from tests.integration.conftest import PATIENCE_S, Worker, kill
 
 pytestmark = pytest.mark.integration
 MakeWorker = Callable[..., Worker]
@@ -43,7 +43,7 @@ def test_crash_loop_is_parked(shared_cluster: LocalCluster, make_worker: MakeWor
     cluster, trouble = shared_cluster, tmp_path / "trouble"
     trouble.touch()
     worker = make_worker(cluster, "--style", style, "--max-restarts", "3", "--raise-while", str(trouble))
-    assert worker.start().wait(30) == 1
+    assert worker.start().wait(PATIENCE_S) == 1
     parked = wait_parked(cluster, worker)
     assert parked.seats == ()
     assert "failed 4 times within 600 s" in parked.reason
@@ -73,7 +73,7 @@ def test_parked_is_not_started_by_anybody_else(etcd_cluster: LocalCluster, make_
     kill(pid)
     cluster.wait_until(lambda _: cluster.leaders.get("manager", leader) != leader, "another leader")
     trouble.unlink()
-    assert worker.start().wait(30) != 0
+    assert worker.start().wait(PATIENCE_S) != 0
     assert f"resume {worker.name}" in (cluster.hosts["host-a"].directory / "programs.log").read_text()
     other = make_worker(cluster)
     other.start("host-b")

@@ -12,6 +12,7 @@ import pytest
 from attrs import frozen
 
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
+from tests.integration.conftest import repair
 
 HOSTS = ("host-a", "host-b", "host-c")
 FIRST = 10  # of their addresses
@@ -80,9 +81,9 @@ def _ip(*arguments: str, check: bool = True) -> None:
     subprocess.run(["ip", *arguments], check=check, capture_output=True, timeout=30)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    """A network of three hosts."""
+    """A network of three hosts, for a module."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and the program ip")
     made = Network(f"{os.getpid() % 100000}")
@@ -96,9 +97,23 @@ def network() -> Iterator[Network]:
         made.remove()
 
 
+def mended(network: Network, cluster: LocalCluster) -> None:
+    """Leave it as it was: every cable in, every host up, no application."""
+    for host in HOSTS:
+        network.mend(host)
+    repair(cluster)
+
+
 @pytest.fixture
-def lab(network: Network) -> Iterator[LocalCluster]:
+def lab(network: Network, lab_hosts: LocalCluster) -> Iterator[LocalCluster]:
     """Three nodes, each in a namespace of its own, and an etcd that they reach over the network."""
+    yield lab_hosts
+    mended(network, lab_hosts)
+
+
+@pytest.fixture(scope="module")
+def lab_hosts(network: Network) -> Iterator[LocalCluster]:
+    """The same, for a module."""
     prefixes = {host: ("ip", "netns", "exec", network.namespace(host)) for host in HOSTS}
     with (
         EmbeddedEtcd(address=network.address) as etcd,

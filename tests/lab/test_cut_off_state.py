@@ -8,13 +8,20 @@ import pytest
 
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.testing.stateful_client import Stateful
-from tests.lab.conftest import HOSTS, Network
+from tests.lab.conftest import HOSTS, Network, mended
 
 pytestmark = pytest.mark.lab
 
 
 @pytest.fixture
-def state_lab(network: Network) -> Iterator[LocalCluster]:
+def state_lab(network: Network, state_hosts: LocalCluster) -> Iterator[LocalCluster]:
+    """The hosts of this module."""
+    yield state_hosts
+    mended(network, state_hosts)
+
+
+@pytest.fixture(scope="module")
+def state_hosts(network: Network) -> Iterator[LocalCluster]:
     """Three nodes whose CheckpointServers answer each other at their own addresses."""
     prefixes = {host: ("ip", "netns", "exec", network.namespace(host)) for host in HOSTS}
     arguments = {host: ["--checkpoint-listen", f"{network.address_of(host)}:0", "--insecure"] for host in HOSTS}

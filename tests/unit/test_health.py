@@ -14,7 +14,7 @@ from attrs import asdict
 from etcdreplica.app.health import REASON_LENGTH, HealthCheck
 from etcdreplica.model import Probe
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 Reports = queue.SimpleQueue[tuple[int, str]]
 
 

@@ -64,7 +64,8 @@ PROGRAM = textwrap.dedent(
             await asyncio.sleep(0.005)
         say("stopping")
 
-    asyncio.run(main_async()) if "async" in sys.argv else main()
+    # No debug mode: it tells of slow steps, which every machine that is busy has.
+    asyncio.run(main_async(), debug=False) if "async" in sys.argv else main()
     say("returned")
     '''
 )

@@ -18,7 +18,7 @@ from etcdreplica.clock import boottime
 from etcdreplica.daemon.status_page import StatusPage, open_memory
 from etcdreplica.errors import ProtocolError
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 Start = Callable[..., "subprocess.Popen[str]"]
 
 PAGE_CHILD = """

@@ -17,7 +17,9 @@ from etcdreplica.model import (
     Failure,
     FailureKind,
     Host,
+    InSync,
     Leader,
+    Member,
     Override,
     Pause,
     Placement,
@@ -47,6 +49,7 @@ NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.LEADERS: ("manager", "694d8a1b"),
     Kind.PAUSES: ("app", "shop"),
     Kind.CHECKPOINTS: ("shop",),
+    Kind.IN_SYNC: ("shop",),
     Kind.SERVERS: ("a",),
 }
 LEAST: dict[Kind, Any] = {
@@ -61,6 +64,7 @@ LEAST: dict[Kind, Any] = {
     Kind.LEADERS: Leader("a", 1),
     Kind.PAUSES: Pause("ann"),
     Kind.CHECKPOINTS: Checkpoint(5, 1, "", 0, ()),
+    Kind.IN_SYNC: InSync(5, 7, ()),
     Kind.SERVERS: Server("10.0.0.1:7002", 1),
 }
 FULL: dict[Kind, Any] = {
@@ -83,6 +87,9 @@ FULL: dict[Kind, Any] = {
         max_restarts=0,
         restart_window_s=60.0,
         failover=Failover.FAST,
+        object=True,
+        min_in_sync=2,
+        durable=True,
     ),
     Kind.ASSIGNMENTS: Assignment(
         epoch=2**62,
@@ -102,12 +109,13 @@ FULL: dict[Kind, Any] = {
     ),
     Kind.PLACEMENTS: Placement(Role.PRIMARY, 5, 7, 1, "b", ("b", "c"), 4),
     Kind.SUCCESSIONS: Succession(6, 7),
-    Kind.REPLICAS: Replica(7, 5, Role.PRIMARY, ReplicaState.RUNNING, 42, "tcp:1", "b", 1.0, 2.0, 3.0, 4.0),
+    Kind.REPLICAS: Replica(7, 5, Role.PRIMARY, ReplicaState.RUNNING, 42, "tcp:1", "b", 1.0, 2.0, 3.0, 4.0, "10.0.0.1:7003"),
     Kind.FAILURES: FAILURE,
     Kind.HISTORY: Event(FAILURE, 6, "b", "b promoted", 1e9),
     Kind.LEADERS: Leader("a", 1),
     Kind.PAUSES: Pause("ann", "new disks", 1e9),
     Kind.CHECKPOINTS: Checkpoint(2**62, 2**62, "0a" * 16, 2**40, ("a", "b"), 1e9),
+    Kind.IN_SYNC: InSync(2**62, 2**62, (Member("a", 2**62), Member("b", 8))),
     Kind.SERVERS: Server("10.0.0.1:7002", 1, "0.1.0", {"shop": "5-1: its header is damaged"}),
 }
 
@@ -153,6 +161,8 @@ def test_what_cannot_be_read_is_corrupt_and_names_its_key(kind: Kind, data: byte
         (b'"hosts":["a","b"]', b'"hosts":["a","../b"]'),
         (b'"hosts":["a","b"]', b'"hosts":["a"]'),
         (b'"stop_timeout_s":0.5', b'"stop_timeout_s":-1'),
+        (b'"min_in_sync":2', b'"min_in_sync":3'),
+        (b'"object":true', b'"object":false'),
     ],
 )
 def test_rules_hold_for_what_is_read_too(old: bytes, new: bytes) -> None:

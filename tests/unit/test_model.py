@@ -27,6 +27,12 @@ REGISTRATION = Registration("shop", Style.WARM, 2, PROGRAM)
         ({"hosts": ("a", "b/c")}, "bad host name 'b/c'"),
         ({"overrides": {"": Override()}}, "bad host name ''"),
         ({"stop_timeout_s": -1.0}, "bad stop_timeout"),
+        ({"object": 1}, "True or False"),
+        ({"object": True, "durable": "yes"}, "True or False"),
+        ({"object": True, "min_in_sync": 0}, "bad min_in_sync 0: a whole number from 1 to 2"),
+        ({"object": True, "min_in_sync": 3}, "bad min_in_sync 3: a whole number from 1 to 2"),
+        ({"min_in_sync": 2}, "this is none"),
+        ({"durable": True}, "this is none"),
     ],
 )
 def test_registration_refuses(change: dict[str, Any], message: str) -> None:

@@ -205,7 +205,7 @@ async def test_overloaded(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_a_client_that_does_not_read(copies: Copies) -> None:
     """It is not read from either, so what it is to be sent does not grow; others are served."""
-    connection = await dial(primary(copies).server.address, 1)
+    connection = await dial(primary(copies).address, 1)
     connection.send(Hello(VERSION, "register"))
     transport = connection._transport
     assert transport is not None
@@ -378,3 +378,14 @@ async def test_sync_proxies_in_several_threads(copies: Copies) -> None:
 
     assert len(await asyncio.to_thread(work)) == 200
     assert primary(copies).machine.instance.applied == 200
+
+
+async def test_more_clients_than_sessions(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No session that somebody may still need is forgotten for another one."""
+    monkeypatch.setattr("etcdreplica.objects.server.SESSIONS", 2)
+    one, two, three = [await copies.client() for _ in range(3)]
+    await one.put(1)
+    await two.put(2)
+    with pytest.raises(OverloadedError):
+        await three.put(3)
+    await one.put(4)

@@ -70,7 +70,7 @@ async def test_records_after_a_snapshot(tmp_path: Path) -> None:
     """They are found, less what a later record has made void, and less what a crash has torn off."""
     disk, found = await opened(tmp_path)
     assert found is None
-    disk.compact(10, 8, b"state")
+    disk.compact(10, 8, b"state", ())
     done: list[int] = []
     disk.append(11, [b"a", b"b", b"c"], lambda: done.append(1))
     disk.append(12, [b"B"], lambda: done.append(2))
@@ -92,13 +92,12 @@ async def test_records_after_a_snapshot(tmp_path: Path) -> None:
 async def test_crash_between_a_snapshot_and_its_log(tmp_path: Path) -> None:
     """Records that the snapshot has already are left away."""
     disk, _ = await opened(tmp_path)
-    disk.compact(0, 0, b"empty")
-    disk.append(1, [b"a", b"b", b"c"], lambda: None)
+    disk.compact(0, 0, b"empty", [b"a", b"b", b"c"])
     await disk.flushed()
     disk.close()
     log = (tmp_path / LOG).read_bytes()
     disk, _ = await opened(tmp_path)
-    disk.compact(2, 2, b"two")
+    disk.compact(2, 2, b"two", [b"c"])
     await disk.flushed()
     disk.close()
     (tmp_path / LOG).write_bytes(log)
@@ -110,7 +109,7 @@ async def test_crash_between_a_snapshot_and_its_log(tmp_path: Path) -> None:
 async def test_damage_is_an_error(tmp_path: Path) -> None:
     """A snapshot that is not what was written is not used."""
     disk, _ = await opened(tmp_path)
-    disk.compact(1, 1, b"state")
+    disk.compact(1, 1, b"state", ())
     await disk.flushed()
     disk.close()
     path = tmp_path / SNAPSHOT

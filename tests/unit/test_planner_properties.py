@@ -20,6 +20,8 @@ from etcdreplica.model import (
     AssignmentState,
     Failure,
     FailureKind,
+    InSync,
+    Member,
     Placement,
     Replica,
     ReplicaState,
@@ -63,6 +65,7 @@ class ClusterMachine(RuleBasedStateMachine):
         self.retired: set[int] = set()
         self.primaries: dict[int, int] = {}  # by epoch: the incarnation that was primary
         self.last: Assignment | None = None
+        self.before: Assignment | None = None  # when `no_state_is_passed_over` was checked last
         self.assigned_epoch = 0
         self.planned = self.acted = (0, 0)  # epoch and incarnation of the primary, as assigned and as a process
         self.degree, self.style, self.allowed = 1, Style.WARM, frozenset(HOSTS)
@@ -78,13 +81,21 @@ class ClusterMachine(RuleBasedStateMachine):
         up=st.sets(hosts, min_size=1),
         restarts_here=st.sampled_from([0, 0, 1, 2]),
         max_restarts=st.sampled_from([0, 0, 1, 3]),
+        replicated=st.booleans(),
     )
     def begin(
-        self, degree: int, style: Style, allowed: set[str] | None, up: set[str], restarts_here: int, max_restarts: int
+        self,
+        degree: int,
+        style: Style,
+        allowed: set[str] | None,
+        up: set[str],
+        restarts_here: int,
+        max_restarts: int,
+        replicated: bool,
     ) -> None:
         """Start some hosts and register."""
         self.world.join(*sorted(up))
-        self.ladder = {"restarts_here": restarts_here, "max_restarts": max_restarts}
+        self.ladder = {"restarts_here": restarts_here, "max_restarts": max_restarts, "object": replicated}
         self.degree, self.style, self.allowed = degree, style, frozenset(allowed or HOSTS)
         self.register()
 
@@ -251,6 +262,32 @@ class ClusterMachine(RuleBasedStateMachine):
             run.state = state
             self.show(host)
 
+    @precondition(lambda self: self.ladder["object"] and APP in self.world.view.apps)
+    @rule(others=st.sets(hosts))
+    def change_members(self, others: set[str]) -> None:
+        """Have the primary of an object write the in-sync set, as `daemon.objects` does: if nothing has moved meanwhile."""
+        for host, run in self.runs.items():
+            placement, revision = self.world.placements.get((host, APP), (None, 0))
+            called = (run.placement.successor, APP) in self.world.successions
+            if not run.is_primary or run.state is not ReplicaState.RUNNING or placement is None or called:
+                continue
+            if revision == run.revision and placement.incarnation == run.placement.incarnation:
+                able = {host} | {other for other in others if other in self.runs and not self.runs[other].is_stopping}
+                members = tuple(Member(h, self.runs[h].placement.incarnation) for h in sorted(able))
+                self.world.commit(("insync", (APP,), InSync(run.placement.epoch, run.placement.incarnation, members)))
+
+    @precondition(lambda self: self.ladder["object"] and APP in self.world.view.apps)
+    @rule(others=st.sets(hosts), lost=st.booleans())
+    def fail_over(self, others: set[str], lost: bool) -> None:
+        """Let an object come to rest, change its set, and end its primary or that one's host."""
+        for _ in range(3):
+            self._settle()
+        self.change_members(others)
+        for host in [host for host, run in self.runs.items() if run.is_primary]:
+            self.lose(host) if lost else self.end(host, FailureKind.EXIT, 60.0)
+        self.world.report_losses()
+        self.manage_until_quiet()
+
     @rule(host=hosts, uptime_s=st.sampled_from([None, 0.1, 60.0]), kind=st.sampled_from([FailureKind.EXIT, FailureKind.HANG]))
     def crash(self, host: str, uptime_s: float | None, kind: FailureKind) -> None:
         """Kill a replica."""
@@ -301,6 +338,9 @@ class ClusterMachine(RuleBasedStateMachine):
         report = (gone, ("failures", (APP, number), failure))
         app, successor = self.world.view.apps.get(APP), placement.successor
         unchanged = app is not None and app.assignment_revision == run.revision
+        if app is not None and self.ladder["object"]:
+            record = app.own_in_sync
+            unchanged = unchanged and record is not None and successor in {member.host for member in record.members}
         if kind is not FailureKind.DONE and run.is_primary and unchanged and app and successor in app.replicas:
             succession = Succession(placement.epoch + 1, placement.incarnation)
             self.world.commit(*report, ("successions", (successor, APP), succession))
@@ -403,6 +443,19 @@ class ClusterMachine(RuleBasedStateMachine):
         return epoch, incarnation
 
     @invariant()
+    def no_state_is_passed_over(self) -> None:
+        """G3: a new primary of an object is in sync, unless no copy that was is left."""
+        app, current = self.world.view.apps.get(APP), self.assigned()
+        record = app.own_in_sync if app is not None and self.ladder["object"] else None
+        before, self.before = self.before, current
+        if record is None or before is None or current is None or current.primary in (None, before.primary):
+            return
+        members = {member.incarnation for member in record.members}
+        if current.primary and current.primary.incarnation not in members:
+            left = {run.placement.incarnation for run in self.runs.values()} & {seat.incarnation for seat in before.seats}
+            assert not left & members
+
+    @invariant()
     def seats_are_in_order(self) -> None:
         """Distinct allowed hosts, never more than the degree, each incarnation in one seat and once only."""
         current = self.assigned()
@@ -480,7 +533,12 @@ class ClusterMachine(RuleBasedStateMachine):
             assert (replica.role, replica.epoch) == (placement.role, placement.epoch)
         if current.primary is not None:
             here = current.here < self.ladder["restarts_here"]
-            assert (current.successor is not None) == bool(current.backups and not here)
+            followers = {seat.incarnation for seat in current.backups}
+            record = app.own_in_sync if self.ladder["object"] else None
+            if record is not None and record.members:  # a member is not started again, but followed
+                followers &= {member.incarnation for member in record.members}
+                here = here and not followers
+            assert (current.successor is not None) == bool(followers and not here)
 
 
 TestCluster = ClusterMachine.TestCase

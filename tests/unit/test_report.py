@@ -58,3 +58,11 @@ def test_every_end_is_said_and_none_takes_away_another_lease_s_key() -> None:
         assert SAID in txn.then
         assert not any(isinstance(operation, Delete) for operation in txn.otherwise)
         assert not any(isinstance(operation, Put) and operation.key.kind is Kind.SUCCESSIONS for operation in txn.otherwise)
+
+
+def test_successor_of_an_object_is_called_for_one_in_sync_set() -> None:
+    """Whatever else must hold is a condition of the call, and of nothing else."""
+    more = Unchanged(Key(Kind.IN_SYNC, (APP,)), 99)
+    txn = report(APP, FAILURE, PRIMARY, REVISION, LEASE, (more,))
+    assert set(txn.when) == {*report(APP, FAILURE, PRIMARY, REVISION, LEASE).when, more}
+    assert report(APP, FAILURE, evolve(PRIMARY, successor=None), REVISION, LEASE, (more,)).when == (Held(KEY, LEASE),)

@@ -18,7 +18,7 @@ from attrs import define
 from etcdreplica.app.protocol import MARK_ENV
 from etcdreplica.guardian.tree import Tree, control_group, end_all, exiting_status, make_control_group, start_time
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 PF_EXITING = 0x4  # of a task that will run none of its own code any more
 PRELUDE = """
 import ctypes, os, signal, sys, threading, time

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,8 @@ from etcdreplica.model import (
     Failure,
     FailureKind,
     Host,
+    InSync,
+    Member,
     Pause,
     Program,
     Registration,
@@ -147,6 +150,27 @@ def test_corrupt_host_record_is_no_lost_host() -> None:
     view.apply("hosts", ("a",), HOST, 4, 4)
     view.apply("hosts", ("a",), None, 5, 4, error="not JSON")
     assert "a" in view.hosts
+
+
+def test_in_sync_set_has_its_revision() -> None:
+    """It comes, changes and goes; a value that cannot be read changes nothing, but is noted."""
+    view, record = ClusterView(), InSync(5, 7, (Member("a", 7),))
+    view.apply("assignments", ("shop",), assigned("a", "b"), 3, 3)
+    assert view.apply("insync", ("shop",), record, 4, 4) == {"shop"}
+    app = view.apps["shop"]
+    assert (app.own_in_sync, app.in_sync_revision) == (record, 4)
+    assert view.apply("insync", ("shop",), None, 5, 4, error="not JSON") == {"shop"}
+    assert (app.own_in_sync, app.corrupt) == (record, {"insync/shop": "not JSON"})
+    view.apply("insync", ("shop",), None, 6, 0)
+    assert (app.own_in_sync, app.in_sync_revision, app.corrupt) == (None, 0, {})
+
+
+def test_in_sync_set_of_an_earlier_application_does_not_count() -> None:
+    """Its revision does, because whoever writes must name it."""
+    view = ClusterView()
+    view.apply("assignments", ("shop",), evolve(assigned("a"), born=6), 3, 3)
+    view.apply("insync", ("shop",), InSync(5, 7, (Member("a", 7),)), 4, 4)
+    assert (view.apps["shop"].own_in_sync, view.apps["shop"].in_sync_revision) == (None, 4)
 
 
 def test_replica_of_a_seat() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from etcdreplica.app.protocol import DETACH_ENV, INCARNATION_ENV, SOCKET_ENV, STANDALONE_ENV, Decoder, Message, encode
 from etcdreplica.clock import boottime
 
-LIMIT_S = 5.0  # after which an expected event counts as missing
+LIMIT_S = 30.0  # after which an expected event counts as missing
 REPEATED = 8
 INCARNATION = 42  # of every copy here
 ANY_TIME = frozenset({"page", "notice", "running"})  # messages that may come between others

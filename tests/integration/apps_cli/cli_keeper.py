@@ -29,6 +29,7 @@ from tests.integration.apps_cli.cli_harness import (
 )
 
 HOSTS = ["host-a", "host-b", "host-c"]
+KEEPING_TTL_S = 5.0  # one test waits for its end
 LARGE = 3 * (1 << 20) + 12_345  # bytes: more than travels in one message
 
 
@@ -119,7 +120,7 @@ class Keeper:
 @contextlib.contextmanager
 def keeping(etcd: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Run three hosts with their CheckpointServers."""
-    with LocalCluster(3, etcd=etcd, cluster=unique("checkpoints")) as cluster:
+    with LocalCluster(3, etcd=etcd, cluster=unique("checkpoints"), lease_ttl_s=KEEPING_TTL_S) as cluster:
         cluster.wait_until(lambda view: set(view.servers) == set(HOSTS), "the CheckpointServers")
         yield cluster
 

@@ -10,6 +10,7 @@ import pytest
 
 from etcdreplica.store import EtcdOptions, Store
 from etcdreplica.testing.etcd import EmbeddedEtcd, find_etcd
+from tests.integration.stage import urgent
 from tests.integration.store.store_harness import Connect, new_cluster, revive
 
 
@@ -20,6 +21,13 @@ def program(request: pytest.FixtureRequest) -> str:
     if request.param not in found:
         pytest.skip(f"no etcd from the {request.param}: install Debian's etcd-server, or etcdreplica[embedded]")
     return found[request.param]
+
+
+@pytest.fixture(autouse=True)
+def daemonlike() -> Iterator[None]:
+    """The precedence that daemons have: stores hold short leases here, in the process of the test, beside such daemons."""
+    with urgent():
+        yield
 
 
 @pytest.fixture(scope="module")

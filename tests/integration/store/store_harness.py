@@ -34,7 +34,7 @@ T = TypeVar("T")
 Connect = Callable[..., Store]
 Follow = AsyncGenerator[Snapshot | Changes, None]
 
-BOUND_S = 20.0
+BOUND_S = 60.0
 POLL_S = 0.01
 START_TRIES = 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -80,14 +81,19 @@ def jwt_server(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
-async def tokens_gone(etcd: EmbeddedEtcd, count: int = 1) -> None:
-    """Wait until etcd has forgotten so many tokens, which it does two to three seconds after the last use of each."""
+async def tokens_gone(etcd: EmbeddedEtcd) -> None:
+    """Wait until etcd has forgotten every token it has given, which it does two to three seconds after the last use of each."""
 
-    def forgotten() -> int:
-        return etcd.log_path.read_text(errors="replace").count("deleted a simple token")
+    def known() -> set[str]:
+        text = etcd.log_path.read_text(errors="replace").rpartition("starting an etcd server")[2]
+        given, gone = (
+            set(re.findall(rf'"{what}".*"token":"([^"]+)"', text))
+            for what in ("authenticated a user", "deleted a simple token")
+        )
+        assert given, "etcd tells of no token"
+        return given - gone
 
-    before = forgotten()
-    await until(lambda: forgotten() >= before + count, "etcd forgets the tokens")
+    await until(lambda: not known(), "etcd forgets the tokens")
 
 
 @pytest.mark.parametrize("who", [ROOT, APP], ids=["root", "app"])
@@ -149,7 +155,7 @@ async def test_calls_after_the_token_expired(etcd: EmbeddedEtcd, connect: Connec
     reader, writer, keeper = (connect(**APP) for _ in range(3))
     lease = await keeper.leases.grant(6)
     await asyncio.gather(reader.get(A), writer.get(A))
-    await tokens_gone(etcd, 3)
+    await tokens_gone(etcd)
     await write(writer, Put(A, host(1), lease.id))
     assert await reader.get(A) is not None
     await keeper.leases.revoke(lease)

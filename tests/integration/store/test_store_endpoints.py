@@ -85,7 +85,7 @@ async def goes_on(store: Store) -> None:
     await eventually(lambda: write(store, Put(A, host(1))), "a write")
     async with aclosing(store.follow()) as batches:
         assert [entry.key for entry in (await snapshot(batches)).entries] == [A]
-        lease = await eventually(lambda: store.leases.grant(2), "a lease")
+        lease = await eventually(lambda: store.leases.grant(4), "a lease")
         revision = await write(store, Put(B, host(2), lease.id))
         assert [entry.mod_revision for entry in await changes(batches, 1)] == [revision]
         await renewed(lease, 2)
@@ -95,7 +95,7 @@ async def goes_on(store: Store) -> None:
 async def test_the_first_endpoint_is_bad(etcd: EmbeddedEtcd, connect: Connect, kind: str) -> None:
     """A first endpoint that nobody serves costs a write at most; reads do not notice."""
     with bad_endpoint(kind) as bad:
-        store = connect(endpoints=(bad, etcd.endpoint), timeout_s=0.5)
+        store = connect(endpoints=(bad, etcd.endpoint), timeout_s=2.0)
         await goes_on(store)
         assert store.channel.endpoint == etcd.endpoint
 
@@ -104,7 +104,7 @@ async def test_the_first_endpoint_is_bad(etcd: EmbeddedEtcd, connect: Connect, k
 async def test_a_write_to_a_bad_endpoint(etcd: EmbeddedEtcd, connect: Connect, kind: str) -> None:
     """A write is not repeated by itself: the first fails, naming the endpoint, and the next goes to the other one."""
     with bad_endpoint(kind) as bad:
-        store = connect(endpoints=(bad, etcd.endpoint), timeout_s=0.5)
+        store = connect(endpoints=(bad, etcd.endpoint), timeout_s=2.0)
         with pytest.raises(StoreUnavailableError, match=bad):
             await write(store, Put(A, host(1)))
         await write(store, Put(A, host(2)))
@@ -178,8 +178,8 @@ async def test_the_member_in_use_stops(members: Members, via: Via) -> None:
     """A member that is stopped keeps its connections open; calls and leases go on through another one all the same."""
     leader = await members.leader()
     victim = next(member for member in members.all if member is not leader)
-    store = via(victim, timeout_s=0.5)
-    lease = await store.leases.grant(4)
+    store = via(victim, timeout_s=2.0)
+    lease = await store.leases.grant(8)
     await write(store, Put(A, host(1), lease.id))
     with paused(victim):
         assert await store.get(A) is not None
@@ -191,12 +191,12 @@ async def test_a_short_lease_while_the_stream_hangs(members: Members, via: Via) 
     """A lease granted while the stream hangs on a stopped member is renewed in its own time, not in that of older leases."""
     leader = await members.leader()
     victim = next(member for member in members.all if member is not leader)
-    store = via(victim, timeout_s=0.5)
+    store = via(victim, timeout_s=2.0)
     longer = await store.leases.grant(60)
     await renewed(longer, 1)
     with paused(victim):
         await store.get(A)  # moves to another member
-        short = await store.leases.grant(2)
+        short = await store.leases.grant(6)
         await renewed(short, 2)
     assert not longer.lost.done()
 
@@ -207,7 +207,7 @@ async def test_all_members_pause(members: Members, via: Via) -> None:
     async with aclosing(store.follow()) as batches:
         await snapshot(batches)
         waiting = asyncio.create_task(changes(batches, 1))
-        lease = await store.leases.grant(30)
+        lease = await eventually(lambda: store.leases.grant(30), "a lease within so short a timeout")
         await renewed(lease, 1)
         with paused(*members.all):
             for _ in range(3):

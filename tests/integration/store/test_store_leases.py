@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
+from aetcd.rpc import rpc_pb2 as rpc
 
 from etcdreplica.clock import boottime
 from etcdreplica.errors import StoreUnavailableError
 from etcdreplica.store import LeaseKeeper, Put, Store
+from etcdreplica.store.channel import EtcdChannel
 from etcdreplica.store.leases import STREAMS
 from etcdreplica.testing.etcd import EmbeddedEtcd
 from tests.integration.store.store_harness import (
@@ -61,6 +65,38 @@ async def test_many_leases_on_few_streams(etcd: EmbeddedEtcd, store: Store) -> N
     assert min(left) >= 0
     assert all(lease.deadline <= boottime() + ttl_s for lease in leases)
     assert 0 < metric(etcd.endpoint, name) - streams <= STREAMS
+
+
+class HaltingChannel:
+    """Grants leases of one stream, and answers two renewals on each connection before that is lost."""
+
+    def __init__(self, clock: SteppedClock) -> None:
+        self._clock = clock
+        self._granted = 0
+
+    async def call(self, name: str, request: Any) -> Any:
+        """Grant."""
+        self._granted += 1
+        return rpc.LeaseGrantResponse(ID=self._granted * STREAMS, TTL=60)
+
+    async def stream(self, name: str, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Answer."""
+        for _ in range(2):
+            request = await anext(requests)
+            self._clock.now += 0.1
+            yield rpc.LeaseKeepAliveResponse(ID=request.ID, TTL=60)
+        raise StoreUnavailableError("lost")
+
+
+async def test_a_stream_that_breaks_again_and_again_renews_all() -> None:
+    """Each connection begins with the leases that end first, not with those that the one before has renewed."""
+    clock = SteppedClock()
+    keeper = LeaseKeeper(cast("EtcdChannel", HaltingChannel(clock)), clock)
+    try:
+        leases = [await keeper.grant(60) for _ in range(7)]
+        await until(lambda: all(lease.deadline > 1060 for lease in leases), "every lease is renewed")
+    finally:
+        await keeper.close()
 
 
 async def test_a_key_lives_as_long_as_its_lease(store: Store) -> None:
