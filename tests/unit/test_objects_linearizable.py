@@ -20,7 +20,7 @@ from etcdreplica.objects import log as log_module
 from etcdreplica.testing.objects import Copies, CopyHandle, values
 from tests.unit.linearizability import ADD, READ, Operation, is_linearizable
 
-SEEDS = int(os.environ.get("ETCDREPLICA_SEEDS", "8"))
+SEEDS = int(os.environ.get("ETCDREPLICA_SEEDS", "6"))
 KEYS = ("k", "l")
 CLIENTS = 3
 FAULTS = 25
@@ -54,7 +54,8 @@ class Run:
 
     async def client(self, timeout_s: float) -> None:
         """Do one thing after the other; sometimes several at once."""
-        counters = await self.copies.client(timeout_s)
+        counters = await self.copies.client()
+        counters._timeout_s = timeout_s
         while not self.over:
             await asyncio.gather(*(self.operation(counters) for _ in range(self.chance.choice([1, 1, 1, 3]))))
             await asyncio.sleep(self.chance.random() * 0.004)
