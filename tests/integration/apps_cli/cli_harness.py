@@ -138,8 +138,9 @@ def background(
     try:
         yield process
     finally:
-        kill_tree(process.pid)
-        process.wait()
+        if process.poll() is None:  # else its number may be somebody else's by now
+            kill_tree(process.pid)
+            process.wait()
         for pid in marked(mark) if mark else ():
             kill_tree(pid)
 
