@@ -146,5 +146,6 @@ if __name__ == "__main__":
         min_in_sync=options.min_in_sync,
         failover=options.failover,
         durable=options.durable,
+        max_restarts=0,
     )
     serve(protect(Counter), body=body)

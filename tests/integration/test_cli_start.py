@@ -195,7 +195,7 @@ def test_unprotected_on_a_laptop(tmp_path: Path) -> None:
         (("--name", "a b", "cli_functions:plain"), "a b"),
         (("--name", "x", "cli_functions:decorated"), "decorated with @protected already"),
         (("--style", "warm", str(STEADY)), "@protected"),
-        ((), "MODULE:FUNCTION|SCRIPT"),
+        ((), "MODULE:FUNCTION|MODULE:CLASS|SCRIPT"),
     ],
     ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, tuple) else None,
 )
