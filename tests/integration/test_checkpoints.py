@@ -260,7 +260,8 @@ def test_damaged_everywhere(cluster: LocalCluster, how: str) -> None:
             os.truncate(newest, newest.stat().st_size - 1)
         else:
             flip(newest, 1 if how == "flipped" else newest.stat().st_size - 40)
-        restart_server(cluster, host)  # it would still know the state
+    for host in hosts:  # it would still know the state; and only now, or it would be given a whole one by the other host
+        restart_server(cluster, host)
     app.crash()
     assert app.ask("about")["text"] == "old"
     assert app.ask("put", text="newer")["error"] is None
