@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import importlib
 import logging
 import os
 import sys
@@ -450,7 +449,7 @@ def _error_of(value: bytes) -> Exception:
         return RemoteError("unknown", str(error))
     found: Any = None
     with contextlib.suppress(Exception):
-        found = builtins if module == "builtins" else sys.modules.get(module) or importlib.import_module(module)
+        found = builtins if module == "builtins" else sys.modules[module]  # nothing is imported because a copy says so
         for part in name.split("."):
             found = getattr(found, part)
     may_be_raised = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, StopIteration)

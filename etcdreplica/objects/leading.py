@@ -121,7 +121,6 @@ class Leading:
         self._hosts = dict(members.hosts)
         self.log = PrimaryLog(me.incarnation, survivors(me, members), backup.log, backup.commit, min_in_sync)
         self.log.advance()
-        self._copies: dict[int, Copy] = {}
         self._copies_known = False
         self._absent: dict[int, float] = {}  # in-sync copies that etcd does not show: since when
         self._peers: dict[int, Peer] = {}
@@ -254,8 +253,6 @@ class Leading:
                 if at > until:
                     return at - 1
                 await connection.drained()
-                if at < records.first:
-                    raise ObjectError("it was too slow to take the log")
         data, index = self._machine.snapshot(), self._machine.index
         log.info("%s: the copy on %s gets a snapshot of %d bytes", self._me.app, copy.host, len(data))
         for at in range(0, len(data), PART):
@@ -286,7 +283,7 @@ class Leading:
             connection.send(Pong(message.number, self.log.commit))
         elif isinstance(message, Digest):
             ours = self._digests.get(message.index)
-            if ours and message.digest and ours != message.digest:
+            if ours not in (None, message.digest):
                 log.error("%s: the state of the copy on %s is not that of the primary", self._me.app, peer.copy.host)
                 connection.send(Refuse(f"its state differs from the primary's after record {message.index}", diverged=True))
         elif isinstance(message, Refuse):

@@ -336,9 +336,6 @@ class ObjectServer:
             connection.send(Answers([(number, OVERLOADED, NOTHING) for number, *_ in message.calls]))
             return
         if self.leading is not None:
-            if self._is_full(len(message.calls), 0):
-                connection.send(Answers([(call[0], OVERLOADED, NOTHING) for call in message.calls]))
-                return
             if self.settings.fast:
                 self._log(record_of(BARRIER, self._now()))  # the other copies must say that none of them is primary
             self._wait(connection, Answers([self._machine.ask(call) for call in message.calls]), len(message.calls), size)
