@@ -102,18 +102,7 @@ class Counters:
     def wait_in_sync(self, count: int) -> None:
         """Wait until the primary runs and so many copies are in sync."""
         self.cluster.wait_ready(self.name)
-        self.cluster.wait_until(
-            lambda view: (
-                (app := view.apps.get(self.name)) is not None
-                and app.in_sync is not None
-                and app.assignment is not None
-                and app.assignment.primary is not None
-                and app.in_sync.primary == app.assignment.primary.incarnation
-                and len({m.incarnation for m in app.in_sync.members} & {s.incarnation for s in app.assignment.seats}) == count
-            ),
-            f"{count} copies in sync",
-            60,
-        )
+        self.cluster.wait_until(lambda _: self.cluster.in_sync(self.name) == count, f"{count} copies in sync", 60)
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Have the primary's process do something."""

@@ -218,6 +218,15 @@ class LocalCluster:
         _, host, pid = max(found)  # an earlier one is shown until its lease ends, even if it was given up
         return host, pid
 
+    def in_sync(self, app: str) -> int:
+        """Return how many copies of an object are in sync; 0 when its present primary has not said so yet."""
+        view = self.view.apps.get(app)
+        if view is None or view.in_sync is None or view.assignment is None or view.assignment.primary is None:
+            return 0
+        members = {member.incarnation for member in view.in_sync.members}
+        is_said = view.in_sync.primary == view.assignment.primary.incarnation
+        return len(members) if is_said and members <= {seat.incarnation for seat in view.assignment.seats} else 0
+
     def kill_replica(self, app: str) -> tuple[str, int]:
         """SIGKILL the primary's process; return its host and process id."""
         host, pid = self.primary(app)

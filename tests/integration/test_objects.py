@@ -45,17 +45,7 @@ class Notebook:
 
     def wait_in_sync(self, count: int) -> None:
         """Wait until so many living copies are in sync, by the word of the present primary."""
-        self.cluster.wait_until(lambda _: self.in_sync() == count, f"{count} copies in sync", PATIENCE_S)
-
-    def in_sync(self) -> int:
-        """Return how many that are; 0 when the primary has not said so yet."""
-        app = self.cluster.view.apps.get(self.name)
-        if app is None or app.in_sync is None or app.assignment is None or app.assignment.primary is None:
-            return 0
-        if app.in_sync.primary != app.assignment.primary.incarnation:
-            return 0
-        members = {member.incarnation for member in app.in_sync.members}
-        return len(members) if members <= {seat.incarnation for seat in app.assignment.seats} else 0
+        self.cluster.wait_until(lambda _: self.cluster.in_sync(self.name) == count, f"{count} copies in sync", PATIENCE_S)
 
     def add(self, proxy: Any, line: str, copies: int) -> int:
         """Add a line as soon as so many copies are in sync: on a busy machine one may be too slow for a while."""
