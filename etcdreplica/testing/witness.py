@@ -14,6 +14,7 @@ from attrs import frozen
 
 from etcdreplica.app.replica import Replica
 from etcdreplica.clock import boottime
+from etcdreplica.testing.journal import written_lines
 from etcdreplica.words import Role
 
 
@@ -51,7 +52,7 @@ class Witness:
     def reigns(self, app: str | None = None) -> list[Reign]:
         """Return every reign so far, by application and begin."""
         found: dict[tuple[str, int, int], list[float]] = {}
-        for line in self.path.read_text().splitlines():
+        for line in written_lines(self.path):
             name, epoch, pid, at = line.split()
             if app in (None, name):
                 found.setdefault((name, int(epoch), int(pid)), []).append(float(at))

@@ -16,6 +16,7 @@ import pytest
 
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster, find_etcd
+from etcdreplica.testing.journal import written_lines
 from tests.integration.stage import Stage
 
 WORKER = Path(__file__).parent / "apps" / "worker.py"
@@ -41,9 +42,7 @@ class Worker:
 
     def lines(self, *kinds: str) -> list[dict[str, Any]]:
         """Return the journal's lines of these kinds."""
-        if not self.journal.exists():
-            return []
-        lines = [json.loads(line) for line in self.journal.read_text().splitlines()]
+        lines = [json.loads(line) for line in written_lines(self.journal)]
         return [line for line in lines if not kinds or line["what"] in kinds]
 
     def wait_lines(self, condition: Callable[[list[dict[str, Any]]], bool], what: str) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ import pytest
 
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
+from etcdreplica.testing.journal import written_lines
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
 KEEPER = Path(__file__).parent / "apps" / "keeper.py"
@@ -35,9 +36,7 @@ class Journal:
 
     def lines(self, what: str | None = None) -> list[dict[str, Any]]:
         """Return its lines of one kind, in order."""
-        if not self._path.exists():
-            return []
-        lines = [json.loads(line) for line in self._path.read_text().splitlines()]
+        lines = [json.loads(line) for line in written_lines(self._path)]
         return [line for line in lines if what in (None, line["what"])]
 
     def wait(self, what: str, more_than: int, cluster: LocalCluster) -> None:

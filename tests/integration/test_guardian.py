@@ -21,6 +21,7 @@ import pytest
 from etcdreplica.app.protocol import FINAL_CODES, MARK_ENV, Decoder, encode
 from etcdreplica.clock import boottime
 from etcdreplica.guardian.tree import control_group, end_all, start_time
+from etcdreplica.testing.journal import written_lines
 from etcdreplica.testing.processes import spawn_bound
 from tests.integration.conftest import wait_dead
 
@@ -213,8 +214,8 @@ def is_alive(pid: int) -> bool:
 
 def noted(path: Path, count: int) -> list[int]:
     """Wait for this many process ids in a file."""
-    wait(lambda: path.exists() and len(path.read_text().split()) >= count, f"{count} processes")
-    return [int(word) for word in path.read_text().split()]
+    wait(lambda: len(written_lines(path)) >= count, f"{count} processes")
+    return [int(line) for line in written_lines(path)]
 
 
 def family(path: Path) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from etcdreplica.app.protocol import VERSION, Decoder, Message, encode
 from etcdreplica.model import Assignment
 from etcdreplica.store import Key, Kind
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
+from etcdreplica.testing.journal import written_lines
 from etcdreplica.testing.processes import descendants
 from tests.integration.conftest import LASTING_TTL_S, kill
 
@@ -89,7 +90,7 @@ class Ledger:
 
     def told(self, kind: str) -> list[dict[str, Any]]:
         """Return what its copies were told."""
-        lines = [json.loads(line) for line in self.journal.read_text().splitlines()] if self.journal.exists() else []
+        lines = [json.loads(line) for line in written_lines(self.journal)]
         return [line for line in lines if line["type"] == kind]
 
     def wait_told(self, kind: str, condition: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ import pytest
 from etcdreplica.daemon import probes
 from etcdreplica.daemon.probes import Prober, Run, ask, shell_runner
 from etcdreplica.model import Probe
+from etcdreplica.testing.journal import written_lines
 from tests.integration.conftest import wait_dead
 
 pytestmark = pytest.mark.integration
@@ -342,10 +343,10 @@ async def wait_pids(path: Path, count: int) -> list[int]:
 
     def wait() -> list[int]:
         deadline = time.monotonic() + PATIENCE_S
-        while not path.exists() or path.read_text().count("\n") < count:
+        while len(lines := written_lines(path)) < count:
             assert time.monotonic() < deadline
             time.sleep(0.005)  # a file raises no event here
-        return [int(line) for line in path.read_text().split()]
+        return [int(line) for line in lines]
 
     return await asyncio.to_thread(wait)
 

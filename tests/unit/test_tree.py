@@ -17,6 +17,7 @@ from attrs import define
 
 from etcdreplica.app.protocol import MARK_ENV
 from etcdreplica.guardian.tree import Tree, control_group, end_all, exiting_status, make_control_group, start_time
+from etcdreplica.testing.journal import written_lines
 
 PATIENCE_S = 60.0
 PF_EXITING = 0x4  # of a task that will run none of its own code any more
@@ -88,8 +89,8 @@ class Nursery:
         process = subprocess.Popen(command, start_new_session=True, env={**os.environ, MARK_ENV: mark})
         self._families.append(process)
         started = start_time(process.pid)
-        wait(lambda: len(set(notes.read_text().split())) >= size, "the family to be complete")
-        pids = sorted({int(pid) for pid in notes.read_text().split()})
+        wait(lambda: len(set(written_lines(notes))) >= size, "the family to be complete")
+        pids = sorted({int(pid) for pid in written_lines(notes)})
         self._seen.update({pid: at for pid in pids if (at := start_time(pid)) is not None})
         tree = Tree(mark, process.pid, started)
         assert (tree.group is not None) == self.grouped

@@ -19,6 +19,7 @@ from etcdreplica.core.view import AppView
 from etcdreplica.daemon.tls import PeerTls
 from etcdreplica.model import AssignmentState, Stamp
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
+from etcdreplica.testing.journal import written_lines
 from etcdreplica.words import Role
 from tests.integration.apps_cli.cli_harness import (
     APPS,
@@ -87,7 +88,7 @@ class Keeper:
 
     def lines(self) -> list[dict[str, Any]]:
         """Return its journal."""
-        return [json.loads(line) for line in self._journal.read_text().splitlines()] if self._journal.exists() else []
+        return [json.loads(line) for line in written_lines(self._journal)]
 
     def wait_line(self, what: str, count: int, after: int = 0) -> dict[str, Any]:
         """Wait until it has noted this, in an epoch later than `after`."""
