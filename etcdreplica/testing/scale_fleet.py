@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,6 +58,7 @@ def fleet(etcd: EmbeddedEtcd, count: int, size: int, steady_s: float, say: Say) 
         for name, pid in pids.items():
             metrics[f"{name}_memory"] = one("MiB", resident_mib(pid))
             metrics[f"{name}_memory_per_app"] = one("KiB", 1024 * (resident_mib(pid) - empty_mib[name]) / count)
+        time.sleep(min(2.0, steady_s))  # what has just happened has to be heard of
         resting = steady({**{name: [pid] for name, pid in pids.items()}, "fleet": [hosts.pid]}, steady_s)
         metrics |= resting
         metrics |= {f"{name}_per_host": one("us/s", 1e4 * metric["max"] / size) for name, metric in resting.items()}
