@@ -25,7 +25,7 @@ from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.guardian.tree import end_all
 from etcdreplica.model import AssignmentState, Event, ReplicaState, Server
 from etcdreplica.store import Corrupt, Delete, EtcdOptions, Key, Kind, Snapshot, Store, Txn
-from etcdreplica.testing.etcd import EmbeddedEtcd
+from etcdreplica.testing.etcd import EmbeddedEtcd, EtcdServer
 from etcdreplica.testing.processes import descendants, kill_tree, spawn_bound, stop
 from etcdreplica.words import Role
 
@@ -103,7 +103,7 @@ class LocalCluster:
         self,
         hosts: int | Sequence[str] = 3,
         *,
-        etcd: EmbeddedEtcd | None = None,
+        etcd: EtcdServer | None = None,
         cluster: str = "test",
         lease_ttl_s: float = 2.0,
         directory: Path | None = None,
@@ -121,7 +121,7 @@ class LocalCluster:
         if len(os.fsencode(self.directory)) > LONGEST_DIRECTORY:
             self.sockets = Path(tempfile.mkdtemp(prefix="etcdreplica-", dir="/tmp"))
         self._own_etcd = etcd is None
-        self.etcd = etcd or EmbeddedEtcd()
+        self.etcd: EtcdServer = etcd or EmbeddedEtcd()
         self.hosts = {name: LocalHost(self, name) for name in names}
         self.view = ClusterView()
         self.events: dict[tuple[str, int], Event] = {}  # by application and incarnation
@@ -346,7 +346,7 @@ class _Observer(threading.Thread):
 
     async def _follow(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        self._store = Store(EtcdOptions((self._cluster.etcd.endpoint,)), self._cluster.cluster)
+        self._store = Store(EtcdOptions(tuple(self._cluster.etcd.endpoint.split(","))), self._cluster.cluster)
         self._ready.set()
         async with self._store as store, contextlib.aclosing(store.follow()) as batches:
             async for batch in batches:
