@@ -20,6 +20,8 @@ from etcdreplica.errors import CorruptValueError, StoreDeniedError, StoreError, 
 from etcdreplica.store.channel import EtcdChannel, EtcdOptions
 from etcdreplica.store.keys import Corrupt, Entry, Key, Keyspace, Kind, decode
 from etcdreplica.store.leases import LeaseKeeper
+from etcdreplica.store.lineage import Lineage
+from etcdreplica.store.origin import OriginCheck
 from etcdreplica.store.txn import Txn, TxnResult, to_request
 
 log = logging.getLogger(__name__)
@@ -53,9 +55,10 @@ class _CompactedError(Exception):
 class Store:
     """The records of one cluster in etcd. Make one in the loop that uses it."""
 
-    def __init__(self, options: EtcdOptions, cluster: str, clock: Clock = boottime) -> None:
+    def __init__(self, options: EtcdOptions, cluster: str, clock: Clock = boottime, *, lineage: Lineage | None = None) -> None:
         self.keys = Keyspace(cluster)
-        self.channel = EtcdChannel(options)
+        origin = Key(Kind.ORIGIN, (cluster,))
+        self.channel = EtcdChannel(options, OriginCheck(self.keys.path(origin), lineage) if lineage is not None else None)
         self.leases = LeaseKeeper(self.channel, clock)
 
     async def __aenter__(self) -> Store:

@@ -191,6 +191,14 @@ class LocalCluster:
         chosen.programs.append(process)
         return process
 
+    def observe_anew(self) -> None:
+        """Read everything again: this etcd has taken the place of another one."""
+        assert self._observer is not None
+        self._observer.stop()
+        self._take(Snapshot((), 0))
+        self._observer = _Observer(self)
+        self._observer.start()
+
     def restart(self, host: str) -> None:
         """Start the node of a host that was killed or stopped, and wait until the host is up."""
         before = self.view.hosts.get(host)  # its lease may still live

@@ -47,11 +47,17 @@ class EtcdServer(Protocol):
     process: subprocess.Popen[bytes] | None
 
     @property
-    def endpoint(self) -> str: ...
+    def endpoint(self) -> str:
+        """Where it answers."""
+        ...
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        ...
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """End it."""
+        ...
 
 
 class EmbeddedEtcd:

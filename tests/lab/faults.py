@@ -75,7 +75,11 @@ def afflicted(world: World, kind: str, choice: Choice, hits: list[Hit]) -> Itera
     hit = Hit(kind, EVERYBODY, boottime())  # whom it hits is known when it is done
     hits.append(hit)
     try:
-        hit.hosts = next(steps)
+        try:
+            hit.hosts = next(steps)
+        except LookupError:
+            hit.hosts = NOBODY
+            raise
         yield
     finally:
         for _ in steps:
@@ -91,6 +95,13 @@ def last(seconds: float) -> None:
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def _kill(world: World, choice: Choice, *, primary: bool) -> Iterator[frozenset[str]]:
+    host, pid = _copy(world, choice, primary=primary)
+    world.killed.add(pid)
+    _signal(pid, signal.SIGKILL)
+    yield frozenset({host})
 
 
 def _copy(world: World, choice: Choice, *, primary: bool) -> tuple[str, int]:
@@ -109,17 +120,13 @@ def _copy(world: World, choice: Choice, *, primary: bool) -> tuple[str, int]:
 @nemesis("primary killed")
 def kill_primary(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """SIGKILL."""
-    host, pid = _copy(world, choice, primary=True)
-    _signal(pid, signal.SIGKILL)
-    yield frozenset({host})
+    yield from _kill(world, choice, primary=True)
 
 
 @nemesis("copy killed")
 def kill_copy(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """SIGKILL any copy."""
-    host, pid = _copy(world, choice, primary=False)
-    _signal(pid, signal.SIGKILL)
-    yield frozenset({host})
+    yield from _kill(world, choice, primary=False)
 
 
 @nemesis("copy stopped for a moment")
@@ -293,15 +300,15 @@ def fill_disk(world: World, choice: Choice) -> Iterator[frozenset[str]]:
         disk.free()
 
 
-@nemesis("clock jumps", unless="" if os.environ.get("LAB_FAKETIME") else "no libfaketime: name it with LAB_FAKETIME=FILE")
+@nemesis("clock jumps")
 def jump_clock(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """The wall clock of one host is a day ahead, then a day behind."""
-    world.clock_file.write_text(f"+{DAY_S}")
+    world.clock.jump(DAY_S)
     yield NOBODY
     last(choice.long)
-    world.clock_file.write_text(f"-{DAY_S}")
+    world.clock.jump(-DAY_S)
     last(choice.short)
-    world.clock_file.write_text("+0")
+    world.clock.jump(0)
 
 
 # --- the network ---------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ class Series:
                     self._step()
                 self._finish()
             except EtcdReplicaError as error:
-                self.report.violations.append(str(error))
+                self.report.violations.append(str(error).partition("\n")[0])  # cluster.txt has the rest
             finally:
                 self.report.stalls = stalls.count
                 self.report.seconds = time.monotonic() - started

@@ -22,8 +22,7 @@ def test_random_faults(tmp_path: Path, rooted: None) -> None:
     seed = new_seed()
     out = out_directory(Path(os.environ.get("LAB_OUT") or tmp_path), seed)
     print(f"LAB_SEED={seed}, everything about it in {out}", file=sys.__stderr__, flush=True)
-    faketime = os.environ.get("LAB_FAKETIME")
-    with World(out, faketime=Path(faketime) if faketime else None) as world:
+    with World(out) as world:
         world.start_applications(("warm", "cold") if SECONDS < 60 else ("cold", "warm", "hot"))
         report = Series(world, seed, SECONDS, KINDS).run()
     print(report.text(), file=sys.__stderr__, flush=True)

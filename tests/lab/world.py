@@ -19,6 +19,7 @@ from etcdreplica.core.view import AppView
 from etcdreplica.testing import LocalCluster
 from etcdreplica.testing.processes import descendants
 from etcdreplica.testing.witness import Witness
+from tests.integration.stage import WallClock
 from tests.lab.checks import Journal
 from tests.lab.disk import Disk
 from tests.lab.etcd_cluster import EtcdCluster
@@ -38,28 +39,26 @@ _numbers = itertools.count()
 class World:
     """Use it in `with`. `out` gets the journals at once, and the logs when it ends."""
 
-    def __init__(self, out: Path, *, faketime: Path | None = None) -> None:
+    def __init__(self, out: Path) -> None:
         self.out = out
         self.began = boottime()
         self.network = Network(f"{os.getpid() % 100000}", (*HOSTS, *MEMBERS))
         self.directory = Path(tempfile.mkdtemp(prefix="er-lab-", dir="/tmp"))
         self.etcd = EtcdCluster(self.network, MEMBERS, self.directory / "etcd")
+        self.clock = WallClock(self.directory)  # of the last host
         self.witness = Witness(out / "claims")
-        self.cluster = self._cluster(faketime)
+        self.cluster = self._cluster()
         self.disks: dict[str, Disk] = {}
         self.writers: dict[str, Path] = {}
         self.clients: dict[str, Journal] = {}
+        self.killed: set[int] = set()  # processes of copies
         self.timeline: list[tuple[float, str]] = []
         self._client_processes: dict[str, subprocess.Popen[bytes]] = {}
         self._stack = contextlib.ExitStack()
 
-    def _cluster(self, faketime: Path | None) -> LocalCluster:
+    def _cluster(self) -> LocalCluster:
         prefixes: dict[str, Sequence[str]] = {host: self.network.prefix(host) for host in HOSTS}
-        if faketime is not None:
-            self.clock_file = self.directory / "clock"
-            self.clock_file.write_text("+0")
-            variables = {"LD_PRELOAD": faketime, "FAKETIME_TIMESTAMP_FILE": self.clock_file, **FAKETIME}
-            prefixes[HOSTS[-1]] = (*prefixes[HOSTS[-1]], "env", *(f"{name}={value}" for name, value in variables.items()))
+        prefixes[HOSTS[-1]] = (*prefixes[HOSTS[-1]], *self.clock.prefix)
         arguments = _Arguments(self.network)
         return LocalCluster(
             HOSTS,
@@ -138,6 +137,11 @@ class World:
         """Wait until every host is up and every application has its degree; return how long it took."""
         started = time.monotonic()
         self.cluster.wait_until(lambda view: set(HOSTS) <= set(view.hosts), f"every host to be up after {after}", BOUND_S)
+        self.cluster.wait_until(
+            lambda view: not any(replica.pid in self.killed for app in view.apps.values() for replica in app.replicas.values()),
+            f"what was killed to be seen dead after {after}",
+        )
+        self.killed.clear()
         for app in self.apps:
             self.cluster.wait_ready(app, timeout=BOUND_S)
         self.cluster.wait_until(lambda _: self.cluster.in_sync(OBJECT) == 3, f"three copies in sync after {after}", BOUND_S)
@@ -202,10 +206,6 @@ class World:
         for log in self.etcd.directory.glob("*.log"):
             with contextlib.suppress(OSError):
                 shutil.copy(log, self.out / log.name)
-
-
-# Only CLOCK_REALTIME moves, and the file is read again every second.
-FAKETIME: Mapping[str, str] = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1", "NO_FAKE_STAT": "1"}
 
 
 class _Arguments(Mapping[str, Sequence[str]]):
