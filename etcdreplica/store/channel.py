@@ -22,6 +22,8 @@ from etcdreplica.errors import ConfigurationError, StoreDeniedError, StoreError,
 
 log = logging.getLogger(__name__)
 
+Connect = Callable[[str], grpc.aio.Channel]
+
 _UNAVAILABLE = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -73,10 +75,14 @@ class EtcdOptions:
 
 
 class EtcdChannel:
-    """Calls to whichever endpoint answers. Make one in the loop that uses it, and close it there."""
+    """Calls to whichever endpoint answers. Make one in the loop that uses it, and close it there.
 
-    def __init__(self, options: EtcdOptions) -> None:
+    `connect` opens a connection to an endpoint in another way than over the network.
+    """
+
+    def __init__(self, options: EtcdOptions, connect: Connect | None = None) -> None:
         self.options = options
+        self._connect = connect or self._dial
         self._credentials = _credentials(options)
         self._index = 0
         self._open: grpc.aio.Channel | None = None
@@ -168,12 +174,13 @@ class EtcdChannel:
 
     def _connection(self) -> grpc.aio.Channel:
         if self._open is None:
-            target = self.endpoint
-            if self._credentials is None:
-                self._open = grpc.aio.insecure_channel(target, options=_OPTIONS)
-            else:
-                self._open = grpc.aio.secure_channel(target, self._credentials, options=_OPTIONS)
+            self._open = self._connect(self.endpoint)
         return self._open
+
+    def _dial(self, target: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(target, options=_OPTIONS)
+        return grpc.aio.secure_channel(target, self._credentials, options=_OPTIONS)
 
     def _rotate(self, used: grpc.aio.Channel) -> None:
         if used is not self._open:

@@ -17,7 +17,7 @@ from attrs import frozen
 
 from etcdreplica.clock import Clock, boottime
 from etcdreplica.errors import CorruptValueError, StoreDeniedError, StoreError, StoreUnavailableError
-from etcdreplica.store.channel import EtcdChannel, EtcdOptions
+from etcdreplica.store.channel import Connect, EtcdChannel, EtcdOptions
 from etcdreplica.store.keys import Corrupt, Entry, Key, Keyspace, Kind, decode
 from etcdreplica.store.leases import LeaseKeeper
 from etcdreplica.store.txn import Txn, TxnResult, to_request
@@ -53,9 +53,9 @@ class _CompactedError(Exception):
 class Store:
     """The records of one cluster in etcd. Make one in the loop that uses it."""
 
-    def __init__(self, options: EtcdOptions, cluster: str, clock: Clock = boottime) -> None:
+    def __init__(self, options: EtcdOptions, cluster: str, clock: Clock = boottime, connect: Connect | None = None) -> None:
         self.keys = Keyspace(cluster)
-        self.channel = EtcdChannel(options)
+        self.channel = EtcdChannel(options, connect)
         self.leases = LeaseKeeper(self.channel, clock)
 
     async def __aenter__(self) -> Store:
