@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -134,7 +134,7 @@ class EtcdChannel:
             except asyncio.CancelledError:
                 raise _given_up(self.endpoint) from None
 
-    async def stream(self, name: str, requests: AsyncIterator[Any], silence_s: float | None = None) -> AsyncIterator[Any]:
+    async def stream(self, name: str, requests: AsyncIterator[Any], silence_s: float | None = None) -> AsyncGenerator[Any, None]:
         """Open a bidirectional stream, as `Watch.Watch`, and yield its answers until it ends or fails.
 
         No answer for `silence_s` seconds is a failure too, as is a StoreUnavailableError that `requests` raises: a

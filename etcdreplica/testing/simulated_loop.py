@@ -75,6 +75,14 @@ class World:
 
     def run_until(self, until: float) -> None:
         """Let the world go on."""
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=_close_generator)
+        try:
+            self._run_until(until)
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+
+    def _run_until(self, until: float) -> None:
         due, ready, pop = self._due, self._ready, heapq.heappop
         while True:
             self._run_ready(ready)
@@ -99,13 +107,17 @@ class World:
             while ready:
                 handle = ready.popleft()
                 callback, loop = handle.callback, handle.loop
-                if callback is None or (loop is not None and not loop.is_running()):
-                    if callback is not None and loop is not None:
-                        loop._enqueue(handle)
+                if callback is None:
                     continue
                 if loop is not running:
+                    if loop is not None and loop._state != "runs":
+                        loop._enqueue(handle)
+                        continue
                     set_running(loop)
                     running = loop
+                elif loop is not None and loop._state != "runs":
+                    loop._enqueue(handle)
+                    continue
                 handle.callback = None
                 try:
                     callback(*handle.args)
@@ -126,12 +138,19 @@ class World:
         heapq.heappush(self._due, (handle.at, self._count, handle))
         return handle
 
+    def unseen(self) -> list[str]:
+        """Return the exceptions of tasks of which nobody took notice."""
+        tasks = [task for loop in self._loops for task in loop.tasks if task.done() and not task.cancelled()]
+        return [f"{task.get_name()}: {task._exception!r}" for task in tasks if task._log_traceback]  # type: ignore[attr-defined]
+
     def dispose(self) -> None:
         """End everything without a word; nothing of it may be used afterwards."""
         for loop in self._loops:
             loop.kill()
         for loop in self._loops:
-            for task in list(loop.tasks):
+            for task in loop.tasks:
+                if task.done():
+                    continue
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with suppress(BaseException):  # what it does on its way out concerns nobody
                     task.get_coro().close()  # type: ignore[union-attr]
@@ -147,7 +166,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def __init__(self, world: World, name: str, offset: float, rate: float) -> None:
         self.world = world
         self.name = name
-        self.tasks: dict[asyncio.Task[Any], None] = {}  # in order, so that nothing depends on their addresses
+        self.tasks: list[asyncio.Task[Any]] = []  # all there ever were: none may be collected before the end
         self._offset = offset
         self._rate = rate
         self._state = "runs"
@@ -235,10 +254,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:  # type: ignore[override]
-        """Return one. It is kept until it ends."""
+        """Return one."""
         task = asyncio.Task(coro, loop=self, **options)
-        self.tasks[task] = None
-        task.add_done_callback(self._forget)
+        self.tasks.append(task)
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
@@ -256,14 +274,18 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def _timer_handle_cancelled(self, handle: object) -> None:
         """Do nothing: what is cancelled is skipped."""
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self.tasks.pop(task, None)
-
     def _enqueue(self, handle: Handle) -> None:
         if self._state == "runs":
             self.world._ready.append(handle)
         elif self._state == "stopped":
             self._backlog.append(handle)
+
+
+def _close_generator(generator: Any) -> None:
+    """Close an asynchronous generator that somebody has dropped, as asyncio does."""
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        loop.call_soon(loop.create_task, generator.aclose())
 
 
 @contextmanager
