@@ -102,7 +102,7 @@ class Store:
                     snapshot = await self.list(kind, *names)
                     revision, delay = snapshot.revision, RETRY_S[0]
                     yield snapshot
-                async with contextlib.aclosing(self._watch(prefix, revision + 1)) as watch:
+                async with contextlib.aclosing(self._watch(prefix, revision)) as watch:
                     async for changes in watch:
                         revision, delay = changes.revision, RETRY_S[0]
                         yield changes
@@ -117,6 +117,12 @@ class Store:
                 delay = min(RETRY_S[1], delay * 2)
 
     async def _watch(self, prefix: bytes, revision: int) -> AsyncGenerator[Changes, None]:
+        """Yield what has changed after a revision.
+
+        The watch begins with that revision, which is known already: else etcd could have been compacted at the one after it,
+        and would then not tell of keys that were deleted there, without a word (etcd issues 18089 and 19179).
+        """
+
         async def requests() -> AsyncIterator[Any]:
             create = rpc.WatchCreateRequest(key=prefix, range_end=_end(prefix), start_revision=revision)
             yield rpc.WatchRequest(create_request=create)
@@ -131,9 +137,10 @@ class Store:
                 if answer.canceled:
                     self.channel.forget_token()
                     raise StoreUnavailableError(f"etcd cancelled a watch: {answer.cancel_reason}")
-                if answer.events:  # the revision of an empty answer is no place to resume from (etcd issue 15220)
-                    gone = {i for i, event in enumerate(answer.events) if event.type == _DELETE}
-                    yield Changes(self._entries((event.kv for event in answer.events), gone), answer.events[-1].kv.mod_revision)
+                events = [event for event in answer.events if event.kv.mod_revision > revision]
+                if events:  # the revision of an empty answer is no place to resume from (etcd issue 15220)
+                    gone = {i for i, event in enumerate(events) if event.type == _DELETE}
+                    yield Changes(self._entries((event.kv for event in events), gone), events[-1].kv.mod_revision)
 
     def _entries(self, kvs: Any, deleted: set[int] | frozenset[int] = frozenset()) -> tuple[Entry, ...]:
         entries = (self._entry(kv, deleted=i in deleted) for i, kv in enumerate(kvs))

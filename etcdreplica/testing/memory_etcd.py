@@ -218,8 +218,10 @@ class MemoryEtcd:
         if request.revision > self.revision:
             raise EtcdError(grpc.StatusCode.OUT_OF_RANGE, "mvcc: required revision is a future revision")
         self.compacted = request.revision
-        del self._log[: self.compacted - self._log_from]
-        self._log_from = self.compacted
+        del self._log[: self.compacted - 1 - self._log_from]
+        self._log_from = max(self._log_from, self.compacted - 1)
+        if self._log:  # before 3.4.37 and 3.5.18 a deletion at that very revision is forgotten too (etcd issues 18089, 19179)
+            self._log[0] = [event for event in self._log[0] if event.type != kv.Event.DELETE]
         return rpc.CompactionResponse(header=self._header())
 
     # --- leases --------------------------------------------------------------------------------------------------------

@@ -43,12 +43,14 @@ class Link:
         self.lose_answers = 0.0  # how likely an answer never comes
         self._world = world
         self._random = random
-        self._held: tuple[list[Callable[[], None]], list[Callable[[], None]]] = ([], [])
+        self._held: list[tuple[Callable[[], None], Callable[[], None]]] = []
 
-    def send(self, deliver: Callable[[], None], *, out: bool, not_before: float = 0.0) -> float:
-        """Have something arrive at the other end, some time; return when."""
+    def send(
+        self, deliver: Callable[[], None], lose: Callable[[], None], *, out: bool, not_before: float = 0.0
+    ) -> float:
+        """Have something arrive at the other end, some time; return when. `lose` is called if its connection breaks first."""
         if self.out_cut if out else self.in_cut:
-            self._held[out].append(deliver)
+            self._held.append((deliver, lose))
             return not_before
         world = self._world
         at = world.now + self.delay_s * (0.5 + self._random.random())
@@ -58,13 +60,12 @@ class Link:
         return at
 
     def mend(self) -> None:
-        """Make it whole. What was under way comes through now, or never."""
+        """Make it whole. What was under way comes through now, or its connections break."""
         self.out_cut = self.in_cut = False
-        for held in self._held:
-            waiting, held[:] = list(held), []
-            through = self._random.random() < 0.5
-            for deliver in waiting if through else ():
-                self._world.after(self.delay_s, deliver)
+        waiting, self._held = self._held, []
+        through = self._random.random() < 0.5
+        for deliver, lose in waiting:
+            self._world.after(self.delay_s, deliver if through else lose)
 
 
 class SimulatedEtcd:
@@ -236,9 +237,12 @@ class SimulatedChannel:
             if not answer.done():
                 answer.set_result(result) if error is None else answer.set_exception(error)
 
+        def lose() -> None:
+            settle(None, failure(_UNAVAILABLE, "the connection was lost"))
+
         def reply(result: Any, error: grpc.aio.AioRpcError | None = None) -> None:
             if not link.lose_answers or etcd.random.random() >= link.lose_answers:
-                link.send(lambda: settle(result, error), out=False)
+                link.send(lambda: settle(result, error), lose, out=False)
 
         def work() -> None:
             try:
@@ -251,7 +255,7 @@ class SimulatedChannel:
         def arrive() -> None:
             etcd.serve(self.endpoint, work, lambda why: reply(None, failure(_UNAVAILABLE, why)))
 
-        link.send(arrive, out=True, not_before=etcd.world.now + etcd.commit_s * etcd.random.random())
+        link.send(arrive, lose, out=True, not_before=etcd.world.now + etcd.commit_s * etcd.random.random())
         timer = None
         if timeout_s is not None:
             late = failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
@@ -294,7 +298,7 @@ class SimulatedStream:
         """Send one message."""
         if self._error is not None:
             self._raise()
-        self._sent_until = self._link.send(lambda: self._arrive(request), out=True, not_before=self._sent_until)
+        self._sent_until = self._link.send(lambda: self._arrive(request), self._lose, out=True, not_before=self._sent_until)
 
     async def read(self) -> Any:
         """Return the next answer."""
@@ -315,7 +319,7 @@ class SimulatedStream:
     def fail(self, why: str) -> None:
         """End it, from the other side."""
         self._close_watches()
-        self._link.send(lambda: self._end(failure(_UNAVAILABLE, why)), out=False)
+        self._link.send(lambda: self._end(failure(_UNAVAILABLE, why)), self._lose, out=False)
 
     def silence(self) -> None:
         """Say nothing any more."""
@@ -325,6 +329,9 @@ class SimulatedStream:
     def _raise(self) -> NoReturn:
         assert self._error is not None
         raise self._error
+
+    def _lose(self) -> None:
+        self._end(failure(_UNAVAILABLE, "the connection was lost"))
 
     def _close_watches(self) -> None:
         self._etcd._streams.pop(self, None)
@@ -361,7 +368,7 @@ class SimulatedStream:
             self._send(self._etcd.store.progress())
 
     def _send(self, answer: Any) -> None:
-        at = self._link.send(lambda: self._deliver(answer), out=False, not_before=self._answered_until)
+        at = self._link.send(lambda: self._deliver(answer), self._lose, out=False, not_before=self._answered_until)
         self._answered_until = at
 
     def _deliver(self, answer: Any) -> None:

@@ -77,7 +77,7 @@ class Cluster(Network):
         self.registrations: dict[str, Registration] = {}
         self.on_exit = self._exited
         self.promoted = self._promoted
-        self._guardians = 0
+        self._people: list[Process] = []
         self.etcd.store.on_commit = self._committed
         for number in range(hosts):
             self._add_host(f"host-{chr(97 + number)}")
@@ -174,12 +174,19 @@ class Cluster(Network):
             self, "desk", next(iter(self.hosts.values())).settings, Link(self.world, self.random), Random(self.random.random())
         )
         process = Process(person, "command")
+        self._people.append(process)
 
         async def main() -> None:
             async with self.store(process) as store:
                 await work(store)
 
         process.run(main)
+
+    def send_home(self) -> None:
+        """Interrupt whoever is at work."""
+        for process in self._people:
+            process.vanish()
+        self._people.clear()
 
     def register(self, registration: Registration) -> Registration:
         """Return it with a program, and remember it."""

@@ -46,6 +46,7 @@ def heal(cluster: Cluster) -> None:
     if not etcd.has_leader:
         etcd.elect()
     cluster.cuts.clear()
+    cluster.send_home()
     for host in cluster.hosts.values():
         _mend(cluster, host.name)
         host.unable.clear()
