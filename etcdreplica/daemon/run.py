@@ -94,6 +94,7 @@ class Run:
         run._replicate(memo.object)
         if memo.replica is not None:
             run._publisher.replica = memo.replica
+            run._publisher.revision = None
             run._started_at = memo.replica.body_at or run._started_at
             run._vitals.arrived = memo.replica.state not in (ReplicaState.STARTING, ReplicaState.STANDBY)
         if memo.lease is not None:

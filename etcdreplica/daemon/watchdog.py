@@ -34,7 +34,7 @@ from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
 from etcdreplica.model import Host, Placement, Registration, Succession
-from etcdreplica.store import Changes, Corrupt, Entry, Exists, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
+from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
 
 log = logging.getLogger(__name__)
 
@@ -356,8 +356,17 @@ class WatchDog:
     async def _announce_again(self, session: int, lease: Lease) -> None:
         """Show what this WatchDog is, in the place of the one before it in the same session."""
         key = Key(Kind.HOSTS, (self.settings.host,))
-        txn = Txn((Exists(key, session),), (Put(key, self._record(), lease.id),))
-        await insist(f"writing {key}", lambda: self._store.commit(txn))
+        record = self._record()
+
+        async def write() -> None:
+            hosts = (await self._store.list(Kind.HOSTS)).entries  # also if it is corrupt
+            entry = next((entry for entry in hosts if entry.key == key), None)
+            if entry is not None and entry.create_revision == session:
+                unchanged = Unchanged(key, entry.mod_revision)  # else what an earlier one has sent could come after ours
+                if not (await self._store.commit(Txn((unchanged,), (Put(key, record, lease.id),)))).succeeded:
+                    raise StoreError(f"{key} has just changed")
+
+        await insist(f"writing {key}", write)
 
     async def _announce(self, lease: Lease) -> int:
         settings = self.settings

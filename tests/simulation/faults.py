@@ -87,13 +87,20 @@ def introduce(cluster: Cluster, app: App) -> None:
 def enrol(cluster: Cluster, registration: Registration) -> None:
     """Register it from elsewhere, unless it is there."""
 
-    async def work(store: Store) -> None:
+    cluster.do(lambda store: _enrol(cluster, store, registration))
+
+
+async def _enrol(cluster: Cluster, store: Store, registration: Registration) -> None:
+    for _ in range(200):
         try:
             await insist("register", lambda: register(store, registration, "desk"))
         except RefusedError as error:
             cluster.say(f"refused: {error}")
-
-    cluster.do(work)
+            if "try again" not in str(error):
+                return
+            await asyncio.sleep(0.5)
+        else:
+            return
 
 
 def remove(cluster: Cluster, name: str) -> None:
@@ -329,14 +336,7 @@ def _register_again(cluster: Cluster, fault: Fault) -> None:
 
     async def work(store: Store) -> None:
         await insist("remove", lambda: store.commit(Txn((Exists(key),), (Delete(key),))))
-        for _ in range(20):
-            try:
-                await insist("register", lambda: register(store, registration, "desk"))
-            except RefusedError as error:
-                cluster.say(f"refused: {error}")
-                await asyncio.sleep(0.5)
-            else:
-                return
+        await _enrol(cluster, store, registration)
 
     cluster.registrations[name] = registration
     cluster.do(work)
