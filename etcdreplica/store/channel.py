@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,8 @@ from attrs import field, frozen
 from etcdreplica.errors import ConfigurationError, StoreDeniedError, StoreError, StoreUnavailableError
 
 log = logging.getLogger(__name__)
+
+Connect = Callable[[str], grpc.aio.Channel]
 
 _UNAVAILABLE = (
     grpc.StatusCode.UNAVAILABLE,
@@ -73,10 +75,14 @@ class EtcdOptions:
 
 
 class EtcdChannel:
-    """Calls to whichever endpoint answers. Make one in the loop that uses it, and close it there."""
+    """Calls to whichever endpoint answers. Make one in the loop that uses it, and close it there.
 
-    def __init__(self, options: EtcdOptions) -> None:
+    `connect` opens a connection to an endpoint in another way than over the network.
+    """
+
+    def __init__(self, options: EtcdOptions, connect: Connect | None = None) -> None:
         self.options = options
+        self._connect = connect or self._dial
         self._credentials = _credentials(options)
         self._index = 0
         self._open: grpc.aio.Channel | None = None
@@ -128,7 +134,7 @@ class EtcdChannel:
             except asyncio.CancelledError:
                 raise _given_up(self.endpoint) from None
 
-    async def stream(self, name: str, requests: AsyncIterator[Any], silence_s: float | None = None) -> AsyncIterator[Any]:
+    async def stream(self, name: str, requests: AsyncIterator[Any], silence_s: float | None = None) -> AsyncGenerator[Any, None]:
         """Open a bidirectional stream, as `Watch.Watch`, and yield its answers until it ends or fails.
 
         No answer for `silence_s` seconds is a failure too, as is a StoreUnavailableError that `requests` raises: a
@@ -168,12 +174,13 @@ class EtcdChannel:
 
     def _connection(self) -> grpc.aio.Channel:
         if self._open is None:
-            target = self.endpoint
-            if self._credentials is None:
-                self._open = grpc.aio.insecure_channel(target, options=_OPTIONS)
-            else:
-                self._open = grpc.aio.secure_channel(target, self._credentials, options=_OPTIONS)
+            self._open = self._connect(self.endpoint)
         return self._open
+
+    def _dial(self, target: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(target, options=_OPTIONS)
+        return grpc.aio.secure_channel(target, self._credentials, options=_OPTIONS)
 
     def _rotate(self, used: grpc.aio.Channel) -> None:
         if used is not self._open:
