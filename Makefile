@@ -19,7 +19,7 @@ demo: $(READY)   ## fail-overs of all styles on an embedded etcd, as they happen
 	$(BIN)/etcdreplica demo
 
 test: lint       ## lint, types and all tests this machine allows
-	$(BIN)/pytest --numprocesses 6 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 8 --dist loadfile --no-loadscope-reorder
 
 unit: $(READY)   ## only the tests that need no etcd
 	$(BIN)/pytest tests/unit

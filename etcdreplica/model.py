@@ -410,10 +410,15 @@ class Origin:
 
 @frozen
 class Succession:
-    """The promotion of a successor, written together with the failure of the primary it follows."""
+    """The promotion of a successor, written together with the failure of the primary it follows.
+
+    `in_sync`: of a replicated object the in-sync set as it stood then, with its mod revision; it cannot have changed since.
+    """
 
     epoch: int
     incarnation: int  # of the replica that died
+    in_sync: InSync | None = None
+    in_sync_revision: int = 0
 
 
 @frozen

@@ -93,6 +93,7 @@ def manager_command(verbose: bool, **options: Any) -> None:
       etcdreplica manager --etcd 10.0.0.1:2379
     """
     from etcdreplica.daemon.manager import Manager
+    from etcdreplica.daemon.peers import PeerClient
     from etcdreplica.daemon.service import serve
 
     _log(verbose)
@@ -100,7 +101,7 @@ def manager_command(verbose: bool, **options: Any) -> None:
 
     async def run() -> None:
         async with daemon_store(settings) as store:
-            await Manager(store, settings.host, settings.lease_ttl_s, tls=settings.peer_tls).run()
+            await Manager(store, settings.host, settings.lease_ttl_s, peers=PeerClient(settings.peer_tls)).run()
 
     serve(run())
 

@@ -188,12 +188,14 @@ class Client:
 
     def _take_over(self) -> None:
         self._taking = False  # first: what comes from now on wakes us again
+        self._flushing = True
         while self._handed_over:
             call = self._handed_over.popleft()
             try:
                 self.submit(*call)
             except Exception as error:
                 call[-1](error, b"")
+        self._flush()
 
     async def _expire(self) -> None:
         """Give up what was not answered in time; all calls of a client have about the same patience."""

@@ -273,6 +273,7 @@ class Leading:
             connection.send(Records(self.epoch, peer.sent + 1, batch, self.log.commit, -1))
             peer.sent += len(batch)
             peer.told = self.log.commit
+        connection.flush()
         if peer.behind_at is None and self.log.acked.get(peer.copy.incarnation, -1) < records.last:
             peer.behind_at, peer.due = self._me.clock(), records.last
 

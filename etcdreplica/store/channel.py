@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,8 @@ from etcdreplica.errors import ConfigurationError, EtcdReplacedError, StoreDenie
 from etcdreplica.store.origin import OriginCheck
 
 log = logging.getLogger(__name__)
+
+Connect = Callable[[str], grpc.aio.Channel]
 
 _UNAVAILABLE = (
     grpc.StatusCode.UNAVAILABLE,
@@ -75,11 +77,16 @@ class EtcdOptions:
 
 
 class EtcdChannel:
-    """Calls to whichever endpoint answers. Make one in the loop that uses it, and close it there."""
+    """Calls to whichever endpoint answers. Make one in the loop that uses it, and close it there.
 
-    def __init__(self, options: EtcdOptions, check: OriginCheck | None = None) -> None:
+    `connect` opens a connection to an endpoint in another way than over the network; `check` sees that it is the etcd of
+    before.
+    """
+
+    def __init__(self, options: EtcdOptions, connect: Connect | None = None, check: OriginCheck | None = None) -> None:
         self.options = options
         self._check = check
+        self._connect = connect or self._dial
         self._credentials = _credentials(options)
         self._index = 0
         self._open: grpc.aio.Channel | None = None
@@ -120,8 +127,7 @@ class EtcdChannel:
         refused_token = None
         while True:
             metadata = await self._metadata(refused_token)
-            used = self._connection()
-            await self._verify(used, metadata)
+            used = await self._trusted(metadata)
             call = self._calls.get(name) or self._calls.setdefault(name, _method(used, name))
             try:
                 at_least = self._check.expected(name) if self._check is not None else 0
@@ -136,15 +142,16 @@ class EtcdChannel:
             except asyncio.CancelledError:
                 raise _given_up(self.endpoint) from None
 
-    async def stream(self, name: str, requests: AsyncIterator[Any], silence_s: float | None = None) -> AsyncIterator[Any]:
+    async def stream(
+        self, name: str, requests: AsyncIterator[Any], silence_s: float | None = None
+    ) -> AsyncGenerator[Any, None]:
         """Open a bidirectional stream, as `Watch.Watch`, and yield its answers until it ends or fails.
 
         No answer for `silence_s` seconds is a failure too, as is a StoreUnavailableError that `requests` raises: a
         stopped peer keeps its connections open.
         """
         metadata = (*(await self._metadata()), ("hasleader", "true"))
-        used = self._connection()
-        await self._verify(used, metadata)
+        used = await self._trusted(metadata)
         call = _method(used, name)(metadata=metadata)
         writing = asyncio.create_task(_write(call, requests))
         try:
@@ -175,17 +182,23 @@ class EtcdChannel:
             await asyncio.wait((writing,))
             call.cancel()
 
-    async def _verify(self, used: grpc.aio.Channel, metadata: Any) -> None:
-        """See that it is the etcd of before. Raises StoreError."""
-        if self._check is None:
-            return
-        try:
-            await self._check.verify(partial(_method, used), self.options.timeout_s, metadata)
-        except grpc.aio.AioRpcError as error:
-            self._fail(used, error)
-        except EtcdReplacedError:
-            self._rotate(used)
-            raise
+    async def _trusted(self, metadata: Any) -> grpc.aio.Channel:
+        """Return the connection in use, known to lead to the etcd of before. Raises StoreError."""
+        used = self._connection()
+        while self._check is not None:
+            try:
+                await self._check.verify(partial(_method, used), self.options.timeout_s, metadata)
+            except grpc.aio.AioRpcError as error:
+                self._fail(used, error)
+            except asyncio.CancelledError:
+                raise _given_up(self.endpoint) from None
+            except EtcdReplacedError:
+                self._rotate(used)
+                raise
+            before, used = used, self._connection()
+            if used is before:
+                break  # and no other call has moved on meanwhile
+        return used
 
     def forget_token(self) -> None:
         """Authenticate again before the next call."""
@@ -193,12 +206,13 @@ class EtcdChannel:
 
     def _connection(self) -> grpc.aio.Channel:
         if self._open is None:
-            target = self.endpoint
-            if self._credentials is None:
-                self._open = grpc.aio.insecure_channel(target, options=_OPTIONS)
-            else:
-                self._open = grpc.aio.secure_channel(target, self._credentials, options=_OPTIONS)
+            self._open = self._connect(self.endpoint)
         return self._open
+
+    def _dial(self, target: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(target, options=_OPTIONS)
+        return grpc.aio.secure_channel(target, self._credentials, options=_OPTIONS)
 
     def _rotate(self, used: grpc.aio.Channel) -> None:
         if used is not self._open:
