@@ -24,6 +24,7 @@ from attrs import evolve, frozen
 
 from etcdreplica.clock import Clock, boottime
 from etcdreplica.errors import EtcdReplacedError
+from etcdreplica.files import replace_file
 from etcdreplica.model import Origin
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Lineage:
             if origin is None:
                 raise EtcdReplacedError("etcd's origin cannot be read: its value is corrupt, or it was just removed")
             self.known = Known(origin.id, header.cluster_id, header.revision, origin.floor)
-            self._write()
+            self._write(flush=True)
         elif origin is None:
             self._refuse("it is empty, or has lost its origin")
         elif origin.id != known.origin and origin.replaces == known.origin and origin.floor > known.revision + known.floor:
@@ -102,7 +103,7 @@ class Lineage:
         log.warning("another etcd was accepted: %s instead of %s", origin.id, origin.replaces)
         self._refused_at = None
         self.known = Known(origin.id, header.cluster_id, header.revision, origin.floor)
-        self._write()
+        self._write(flush=True)
 
     def _refuse(self, why: str) -> None:
         assert self.known is not None
@@ -117,7 +118,7 @@ class Lineage:
             log.error("etcd %s", message)
         raise EtcdReplacedError(message)
 
-    def _write(self) -> None:
+    def _write(self, *, flush: bool = False) -> None:
         self._written_at = self._clock()
         if self._path is None or self.known is None:
             return
@@ -125,9 +126,7 @@ class Lineage:
             self.known = evolve(self.known, revision=there.revision)  # of another daemon of this host
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-            temporary.write_bytes(msgspec.json.encode(self.known))
-            temporary.replace(self._path)
+            replace_file(self._path, msgspec.json.encode(self.known), flush=flush)
         except OSError as error:
             log.warning("cannot write %s (%s): the next daemon here will believe any etcd", self._path, error.strerror)
 

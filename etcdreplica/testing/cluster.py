@@ -191,6 +191,13 @@ class LocalCluster:
         chosen.programs.append(process)
         return process
 
+    def catch_up(self, timeout: float = 60.0) -> None:
+        """Wait until the view has all that is in etcd now."""
+        assert self._observer is not None
+        now = self._observer.call(lambda store: insist("reading", lambda: store.list()), timeout)
+        newest = max((entry.mod_revision for entry in now.entries), default=0)
+        self.wait_until(lambda view: view.revision >= newest, "the view to catch up", timeout)
+
     def observe_anew(self) -> None:
         """Read everything again: this etcd has taken the place of another one."""
         assert self._observer is not None
@@ -199,13 +206,14 @@ class LocalCluster:
         self._observer = _Observer(self)
         self._observer.start()
 
-    def restart(self, host: str) -> None:
+    def restart(self, host: str, timeout: float = 60.0) -> None:
         """Start the node of a host that was killed or stopped, and wait until the host is up."""
         before = self.view.hosts.get(host)  # its lease may still live
         self.hosts[host].start()
         self.wait_until(
             lambda view: host in view.hosts and (before is None or view.hosts[host].session != before.session),
             f"{host} to come up",
+            timeout,
         )
 
     def remove(self, app: str, timeout: float = 60.0) -> None:

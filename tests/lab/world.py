@@ -16,6 +16,7 @@ from types import TracebackType
 
 from etcdreplica.clock import boottime
 from etcdreplica.core.view import AppView
+from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import LocalCluster
 from etcdreplica.testing.processes import descendants
 from etcdreplica.testing.witness import Witness
@@ -136,6 +137,7 @@ class World:
     def wait_whole(self, after: str) -> float:
         """Wait until every host is up and every application has its degree; return how long it took."""
         started = time.monotonic()
+        self.cluster.catch_up(BOUND_S)
         self.cluster.wait_until(lambda view: set(HOSTS) <= set(view.hosts), f"every host to be up after {after}", BOUND_S)
         self.cluster.wait_until(
             lambda view: not any(replica.pid in self.killed for app in view.apps.values() for replica in app.replicas.values()),
@@ -181,9 +183,13 @@ class World:
     def bring_back(self, host: str) -> None:
         """Have a host run that was killed or stopped."""
         self.network.mend(host)
-        process = self.cluster.hosts[host].process
-        if process is None or process.poll() is not None:
-            self.cluster.restart(host)
+        deadline = time.monotonic() + BOUND_S
+        while time.monotonic() < deadline:
+            process = self.cluster.hosts[host].process
+            if process is not None and process.poll() is None:
+                return
+            with contextlib.suppress(EtcdReplicaError):  # it may end because its name is taken, until its lease ends
+                self.cluster.restart(host, 2 * TTL_S)
 
     def calm_down(self) -> None:
         """End every fault of the network and of etcd."""
