@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -69,10 +70,20 @@ class EtcdCluster:
         if self.is_running(member):
             os.kill(self._processes[member].pid, number)
 
-    def wipe(self) -> None:
-        """Remove the data of all of them."""
+    def put_aside(self) -> Path:
+        """Have all of them, dead as they are, begin with empty disks; return where their data are."""
+        kept = self.directory / "kept"
+        kept.mkdir()
+        for member in self.members:
+            self.data(member).rename(kept / member)
+        return kept
+
+    def bring_back(self, kept: Path) -> None:
+        """Have all of them, dead as they are, begin with what was put aside."""
         for member in self.members:
             shutil.rmtree(self.data(member), ignore_errors=True)
+            (kept / member).rename(self.data(member))
+        kept.rmdir()
 
     def data(self, member: str) -> Path:
         """Where a member has its data."""
@@ -98,14 +109,27 @@ class EtcdCluster:
                     raise EtcdReplicaError(f"{member} does not come up:\n{log}")
                 time.sleep(0.02)  # etcd does not tell
 
+    def keys(self) -> list[str]:
+        """Return every key."""
+        everything = base64.b64encode(b"\0").decode()
+        answer = self._ask(self.leader(), "kv/range", {"key": everything, "range_end": everything, "keys_only": True})
+        return [base64.b64decode(entry["key"]).decode() for entry in answer.get("kvs", [])]
+
+    def leases(self) -> list[str]:
+        """Return every lease."""
+        return [lease["ID"] for lease in self._ask(self.leader(), "lease/leases", {}).get("leases", [])]
+
     def _status(self, member: str) -> dict[str, Any] | None:
-        url = f"http://{self._network.address_of(member)}:2379/v3/maintenance/status"
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=1) as answer:
-                found: dict[str, Any] = json.load(answer)
-                return found
+            return self._ask(member, "maintenance/status", {})
         except (OSError, ValueError):
             return None
+
+    def _ask(self, member: str, what: str, request: dict[str, Any]) -> dict[str, Any]:
+        url = f"http://{self._network.address_of(member)}:2379/v3/{what}"
+        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(request).encode()), timeout=1) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
 
     def _spawn(self, member: str) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
-from etcdreplica.store import Kind
-from tests.lab.world import HOSTS, OBJECT, World
+from tests.lab.world import HOSTS, TTL_S, World
 
-KEPT = (Kind.HOSTS, Kind.SERVERS, Kind.LEADERS, Kind.HISTORY)  # of what is no application's, or is kept for people
+KEPT = ("/origin/",)  # of all keys
 
 
 def leftovers(world: World) -> list[str]:
-    """Remove every application, and return what is left of them: processes, leases and keys."""
+    """Remove every application and stop every node, and return what is left of them: processes, keys and leases."""
     pids = _processes(world)
     for app in world.apps:
         world.cluster.remove(app)
-    world.cluster.wait_until(lambda view: not view.apps, f"no application, not even {OBJECT}, to be there")
-    found = []
-    for pid, words in pids.items():
-        if (Path("/proc") / str(pid)).exists() and _words(pid) == words:
-            found.append(f"process {pid} is left: {words}")
+    world.cluster.wait_until(lambda view: not view.apps, "no application to be there")
+    found = [f"process {pid} is left: {words}" for pid, words in pids.items() if words and _words(pid) == words]
     for host in HOSTS:
         world.cluster.hosts[host].stop()
-    world.cluster.wait_until(lambda view: not view.hosts and not world.cluster.leaders, "no host and no leader to be left")
-    return found
+    world.cluster.catch_up()
+    found += [f"key {key} is left" for key in world.etcd.keys() if not any(part in key for part in KEPT)]
+    deadline = time.monotonic() + 3 * TTL_S  # one whose revocation was lost expires
+    while (leases := world.etcd.leases()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # etcd does not tell
+    return found + [f"lease {lease} is left" for lease in leases]
 
 
 def _processes(world: World) -> dict[int, str]:
-    """Every process of an application."""
+    """Every process of a copy, and what it runs."""
     replicas = [replica for app in world.cluster.view.apps.values() for replica in app.replicas.values()]
     return {replica.pid: _words(replica.pid) for replica in replicas if replica.pid}
 
