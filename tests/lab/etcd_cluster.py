@@ -109,13 +109,13 @@ class EtcdCluster:
                     raise EtcdReplicaError(f"{member} does not come up:\n{log}")
                 time.sleep(0.02)  # etcd does not tell
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         """Return every key."""
         everything = base64.b64encode(b"\0").decode()
         answer = self._ask(self.leader(), "kv/range", {"key": everything, "range_end": everything, "keys_only": True})
         return [base64.b64decode(entry["key"]).decode() for entry in answer.get("kvs", [])]
 
-    def leases(self) -> list[str]:
+    def all_leases(self) -> list[str]:
         """Return every lease."""
         return [lease["ID"] for lease in self._ask(self.leader(), "lease/leases", {}).get("leases", [])]
 

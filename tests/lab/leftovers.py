@@ -21,9 +21,9 @@ def leftovers(world: World) -> list[str]:
     for host in HOSTS:
         world.cluster.hosts[host].stop()
     world.cluster.catch_up()
-    found += [f"key {key} is left" for key in world.etcd.keys() if not any(part in key for part in KEPT)]
+    found += [f"key {key} is left" for key in world.etcd.all_keys() if not any(part in key for part in KEPT)]
     deadline = time.monotonic() + 3 * TTL_S  # one whose revocation was lost expires
-    while (leases := world.etcd.leases()) and time.monotonic() < deadline:
+    while (leases := world.etcd.all_leases()) and time.monotonic() < deadline:
         time.sleep(0.1)  # etcd does not tell
     return found + [f"lease {lease} is left" for lease in leases]
 

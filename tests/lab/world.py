@@ -200,8 +200,10 @@ class World:
             self.etcd.signal(member, signal.SIGCONT)
 
     def note(self, what: str) -> None:
-        """Put a line into the timeline."""
+        """Put a line into the timeline; `progress.txt` has it at once."""
         self.timeline.append((boottime(), what))
+        with (self.out / "progress.txt").open("a") as file:
+            file.write(f"{boottime() - self.began:9.3f} {what}\n")
 
     def keep_logs(self, *hosts: str) -> None:
         """Copy the logs of hosts, and of etcd, to `out`."""
