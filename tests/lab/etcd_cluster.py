@@ -43,10 +43,14 @@ class EtcdCluster:
 
     def start(self) -> None:
         """Start all members that do not run, and return when they answer."""
+        self.revive()
+        self.wait_healthy()
+
+    def revive(self) -> None:
+        """Start all members that do not run."""
         for member in self.members:
             if not self.is_running(member):
                 self._spawn(member)
-        self.wait_healthy()
 
     def stop(self) -> None:
         """Kill all of them and remove their data."""

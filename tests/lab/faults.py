@@ -396,7 +396,7 @@ def kill_etcd_leader(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     world.etcd.kill(world.etcd.leader())
     yield NOBODY
     last(choice.short)
-    world.etcd.start()
+    world.etcd.revive()
 
 
 @nemesis("etcd member split off")
@@ -426,7 +426,7 @@ def lose_quorum(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     world.etcd.kill(*(member for member in MEMBERS if member != choice.member))
     yield EVERYBODY
     last(choice.long)
-    world.etcd.start()
+    world.etcd.revive()
 
 
 @nemesis("etcd slow")

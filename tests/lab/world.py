@@ -137,6 +137,7 @@ class World:
     def wait_whole(self, after: str) -> float:
         """Wait until every host is up and every application has its degree; return how long it took."""
         started = time.monotonic()
+        self.etcd.wait_healthy()
         self.cluster.catch_up(BOUND_S)
         self.cluster.wait_until(lambda view: set(HOSTS) <= set(view.hosts), f"every host to be up after {after}", BOUND_S)
         self.cluster.wait_until(
