@@ -86,7 +86,6 @@ def introduce(cluster: Cluster, app: App) -> None:
 
 def enrol(cluster: Cluster, registration: Registration) -> None:
     """Register it from elsewhere, unless it is there."""
-
     cluster.do(lambda store: _enrol(cluster, store, registration))
 
 
@@ -108,7 +107,9 @@ def remove(cluster: Cluster, name: str) -> None:
     key = Key(Kind.REGISTRATIONS, (name,))
 
     async def work(store: Store) -> None:
-        await insist("remove", lambda: store.commit(Txn((Exists(key),), (Delete(key), Delete(Key(Kind.PAUSES, ("app", name)))))))
+        await insist(
+            "remove", lambda: store.commit(Txn((Exists(key),), (Delete(key), Delete(Key(Kind.PAUSES, ("app", name))))))
+        )
 
     cluster.do(work)
 
