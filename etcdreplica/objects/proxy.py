@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from etcdreplica.app.methods import QUERY
 from etcdreplica.clock import boottime
 from etcdreplica.errors import RemoteError, UsageError
-from etcdreplica.objects.client import Client
+from etcdreplica.objects.client import Client, Request
 from etcdreplica.objects.connection import in_background, refuse_to_wait_here
 from etcdreplica.words import check_name, check_seconds
 
@@ -98,6 +98,10 @@ class Method:
         """Return this method with another timeout, in seconds."""
         return evolve(self, timeout_s=check_seconds("timeout", timeout, 0.001))
 
+    def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any], future: Future[Any] | asyncio.Future[Any]) -> Request:
+        until = boottime() + self._timeout_s
+        return Request(self._kind, self._name, args, kwargs, self._max_age, until, _settle(future))
+
 
 class SyncMethod(Method):
     """Call it, or `submit` the call."""
@@ -111,7 +115,7 @@ class SyncMethod(Method):
         """Begin the call; the future has its outcome, at the latest after the timeout."""
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()  # it cannot be cancelled: what was sent may happen
-        self._client.begin_from_thread(self._kind, self._name, args, kwargs, self._max_age, self._timeout_s, _settle(future))
+        self._client.submit_from_thread(self._request(args, kwargs, future))
         return future
 
 
@@ -121,8 +125,7 @@ class AsyncMethod(Method):
     def __call__(self, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
         """Begin the call."""
         future = asyncio.get_running_loop().create_future()
-        until = boottime() + self._timeout_s
-        self._client.submit(self._kind, self._name, args, kwargs, self._max_age, until, _settle(future))
+        self._client.submit(self._request(args, kwargs, future))
         return future
 
 

@@ -15,7 +15,7 @@ from etcdreplica.clock import boottime
 from etcdreplica.guardian.wards import URGENT_NICE
 from etcdreplica.model import Event
 from etcdreplica.testing import LocalCluster
-from etcdreplica.testing.processes import descendants
+from etcdreplica.testing.processes import descendants, halt
 from etcdreplica.testing.witness import Witness
 
 CLAIMANT = Path(__file__).parent / "apps" / "claimant.py"
@@ -140,7 +140,7 @@ class Stage:
 
     def stop(self, pid: int) -> None:
         """SIGSTOP a process; it is continued at the end at the latest."""
-        os.kill(pid, signal.SIGSTOP)
+        halt(pid)
         self.stopped.append(pid)
 
     def go_on(self) -> None:

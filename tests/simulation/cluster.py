@@ -85,7 +85,13 @@ class Cluster(Network):
     def _add_host(self, name: str) -> None:
         options = EtcdOptions(ENDPOINTS, timeout_s=self.timing.timeout_s)
         settings = NodeSettings(
-            host=name, cluster=CLUSTER, etcd=options, socket_path=Path("/s"), state_dir=Path("/d"), address=name, timing=self.timing
+            host=name,
+            cluster=CLUSTER,
+            etcd=options,
+            socket_path=Path("/s"),
+            state_dir=Path("/d"),
+            address=name,
+            timing=self.timing,
         )
         host = Host(self, name, settings, Link(self.world, self.random), Random(f"{name}/{self.random.random()}"))
         self.hosts[name] = host

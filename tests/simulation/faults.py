@@ -107,7 +107,9 @@ def remove(cluster: Cluster, name: str) -> None:
     key = Key(Kind.REGISTRATIONS, (name,))
 
     async def work(store: Store) -> None:
-        await insist("remove", lambda: store.commit(Txn((Exists(key),), (Delete(key), Delete(Key(Kind.PAUSES, ("app", name)))))))
+        await insist(
+            "remove", lambda: store.commit(Txn((Exists(key),), (Delete(key), Delete(Key(Kind.PAUSES, ("app", name))))))
+        )
 
     cluster.do(work)
 

@@ -489,9 +489,7 @@ class SimulatedPeerClient(PeerClient):
         await asyncio.sleep(within_s)
         return False
 
-    async def _ask(
-        self, address: str, method: str, argument: tuple[str, float], within_s: float
-    ) -> tuple[bool, Answer | None]:
+    async def _ask(self, address: str, method: str, argument: tuple[str, float], within_s: float) -> tuple[bool, Answer | None]:
         here = self._owner.host
         network, there = here.network, here.network.hosts[address.partition(":")[0]]
         loop = self._owner.loop
