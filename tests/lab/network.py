@@ -100,7 +100,7 @@ class Network:
         """Lose a share of all packets that reach a host, and of those that it sends."""
         rule = DROP.format(percent=percent)
         hooks = "".join(
-            f"chain {hook} {{ type filter hook {hook} priority 0; {device} {rule}; }} "
+            f"chain {hook} {{ type filter hook {hook} priority 0; {device} {rule}; }}; "
             for hook, device in (("input", 'iifname != "lo"'), ("postrouting", 'oifname != "lo"'))
         )
         _run([*self.prefix(host), "nft", f"table ip loss {{ {hooks} }}"])

@@ -16,7 +16,7 @@ from tests.integration.conftest import wait_dead
 from tests.integration.stage import Stage, urgent
 from tests.lab.world import MEMBERS, TTL_S, World
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.skipif(os.environ.get("LAB") == "short", reason="make lab has it")]
 SHORT_S = TTL_S / 3  # what is surely left of a lease, with a margin for the machine
 ALL_LEASES_S = TTL_S + 1
 _numbers = itertools.count()

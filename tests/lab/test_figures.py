@@ -11,8 +11,8 @@ import pytest
 from tests.lab.figures import figures
 from tests.lab.world import World
 
-pytestmark = pytest.mark.lab
-TRIALS = int(os.environ.get("LAB_TRIALS", "2"))
+pytestmark = [pytest.mark.lab, pytest.mark.skipif(os.environ.get("LAB") == "short", reason="make lab has it")]
+TRIALS = int(os.environ.get("LAB_TRIALS", "5"))
 
 
 def test_figures(tmp_path: Path, rooted: None) -> None:
