@@ -19,7 +19,7 @@ demo: $(READY)   ## fail-overs of all styles on an embedded etcd, as they happen
 	$(BIN)/etcdreplica demo
 
 test: lint       ## lint, types and all tests this machine allows
-	$(BIN)/pytest --numprocesses 6 --dist loadfile --no-loadscope-reorder
+	LAB=short $(BIN)/pytest --numprocesses 8 --dist loadfile --no-loadscope-reorder
 
 unit: $(READY)   ## only the tests that need no etcd
 	$(BIN)/pytest tests/unit
@@ -27,7 +27,7 @@ unit: $(READY)   ## only the tests that need no etcd
 integration: $(READY)  ## only the tests with a real etcd and real processes
 	$(BIN)/pytest tests/integration
 
-lab: $(READY)    ## tests with network namespaces as hosts; needs root
+lab: $(READY)    ## random faults on hosts in network namespaces (LAB_MINUTES=60 for long, LAB_SEED= to repeat); needs root
 	$(BIN)/pytest tests/lab
 
 lint: $(READY)   ## style, types, layers

@@ -396,6 +396,19 @@ class Pause:
 
 
 @frozen
+class Origin:
+    """Which etcd this is, so that another one is not taken for it.
+
+    `replaces`: the origin in whose place it was accepted. All epochs from then on are above `floor`.
+    """
+
+    id: str
+    replaces: str = ""
+    floor: int = 0
+    by: str = ""
+
+
+@frozen
 class Succession:
     """The promotion of a successor, written together with the failure of the primary it follows.
 

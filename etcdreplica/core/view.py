@@ -129,6 +129,7 @@ class ClusterView:
     seats: Counter[str] = Factory(Counter)  # how many seats each host has
     pause: Pause | None = None  # of the whole cluster
     pause_revision: int = 0
+    floor: int = 0  # below it are the epochs that an etcd before this one has used
     losses: dict[str, Loss] = Factory(dict)  # by host; what we found ourselves, so that no snapshot clears it
     room: Room = field(factory=Room, eq=False)
     seatless: set[str] = field(factory=set, eq=False)
@@ -186,26 +187,20 @@ class ClusterView:
         self.seatless.clear()
         self._seated.clear()
         self._fast.clear()
-        self.pause, self.pause_revision = None, 0
+        self.pause, self.pause_revision, self.floor = None, 0, 0
 
     def apply(self, kind: str, names: tuple[str, ...], value: Any, revision: int, created: int, error: str = "") -> set[str]:
         """Take one change; `value` None deletes, `error` says that the value cannot be read. Return the apps touched."""
         if kind == "hosts":
-            if error:  # its key, and so its lease, is there: what runs on it is not lost
-                self.hosts.setdefault(names[0], HostView(Host(address="", pid=0, capacity=0), created))
-            elif value is None:
-                self.hosts.pop(names[0], None)
-            else:
-                self.hosts[names[0]] = HostView(value, created)
-            if names[0] in self.hosts:
-                self.offer()
-            self._weigh(names[0])
-            return self.seated_on(names[0])
+            return self._apply_host(names[0], value, created, error)
         if kind == "servers":
             if value is None:
                 self.servers.pop(names[0], None)
             else:
                 self.servers[names[0]] = value
+        if kind == "origin":
+            self.floor = value.floor if value is not None else 0
+            return set(self.apps)
         if kind in ("leaders", "servers"):
             return set()
         if kind == "pauses" and names[0] == "cluster":
@@ -224,6 +219,18 @@ class ClusterView:
         if app.is_empty():
             del self.apps[name]
         return {name}
+
+    def _apply_host(self, host: str, value: Any, created: int, error: str) -> set[str]:
+        if error:  # its key, and so its lease, is there: what runs on it is not lost
+            self.hosts.setdefault(host, HostView(Host(address="", pid=0, capacity=0), created))
+        elif value is None:
+            self.hosts.pop(host, None)
+        else:
+            self.hosts[host] = HostView(value, created)
+        if host in self.hosts:
+            self.offer()
+        self._weigh(host)
+        return self.seated_on(host)
 
     def expect(self, app: AppView, assignment: Assignment | None) -> None:
         """Count the seats of an assignment already while it is being written, so that many plans spread over the hosts."""

@@ -117,10 +117,13 @@ def _nothing_yet(message: Message) -> None:
         raise ProtocolError(f"unexpected {message['type']} before welcome")
 
 
+OnHello = Callable[[AppConnection, Message], None]
+
+
 class AppServer:
     """Listens on the socket. `on_hello(connection, message)` takes charge of each process."""
 
-    def __init__(self, path: Path, on_hello: Callable[[AppConnection, Message], None]) -> None:
+    def __init__(self, path: Path, on_hello: OnHello) -> None:
         self._path = path
         self.on_hello = on_hello
         self.connections: set[AppConnection] = set()

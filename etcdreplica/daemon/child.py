@@ -40,6 +40,7 @@ class Child:
         on_end: Callable[[int], Awaitable[None]] | None = None,
         longest_s: float = 10.0,
         clock: Clock = boottime,
+        process: type[ReplicaProcess] = ReplicaProcess,
     ) -> None:
         self._guard = guard
         self._ward = ward
@@ -48,6 +49,7 @@ class Child:
         self._on_end = on_end
         self._longest_s = longest_s
         self._clock = clock
+        self._process = process
 
     async def keep(self) -> None:
         """Have it running until cancelled; then end it in order."""
@@ -79,7 +81,7 @@ class Child:
         """Return the process that an earlier WatchDog started, or a new one. Raises RefusedError."""
         kept = self._guard.wards.pop(self._ward, None)
         if kept is not None and kept.pid is not None:
-            return ReplicaProcess(self._guard, kept)
+            return self._process(self._guard, kept)
         command = (sys.executable, "-m", "etcdreplica", self._command)
         program = Program(command, str(Path.cwd()), {**os.environ, **self._environment})
-        return await ReplicaProcess.spawn(self._guard, self._ward, int(self._clock() * 1000), program, {}, None)
+        return await self._process.spawn(self._guard, self._ward, int(self._clock() * 1000), program, {}, None)

@@ -8,6 +8,7 @@ from attrs import frozen
 
 from etcdreplica.clock import Clock
 from etcdreplica.daemon.guard import Guard
+from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.starts import Starts
@@ -26,6 +27,7 @@ class HostContext:
     starts: Starts
     state: StateFile
     copies: Copies
+    machine: Machine
     session: int
     lease: Lease  # of the host
 

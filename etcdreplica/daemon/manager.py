@@ -15,9 +15,9 @@ from etcdreplica.clock import Clock, boottime
 from etcdreplica.core.plan import PlannerSettings
 from etcdreplica.core.view import ClusterView
 from etcdreplica.daemon.peer_watch import PeerWatch, watching
+from etcdreplica.daemon.peers import PeerClient
 from etcdreplica.daemon.replica_manager import ReplicaManager
 from etcdreplica.daemon.super_watchdog import SuperWatchDog
-from etcdreplica.daemon.tls import PeerTls
 from etcdreplica.daemon.understudy import Understudy, depose, take
 from etcdreplica.errors import LeaseLostError, StoreDeniedError, StoreError
 from etcdreplica.model import Leader
@@ -40,14 +40,15 @@ class Manager:
         lease_ttl_s: float,
         clock: Clock = boottime,
         settings: PlannerSettings | None = None,
-        tls: PeerTls | None = None,
+        peers: PeerClient | None = None,
+        pid: int | None = None,
     ) -> None:
         self._store = store
-        self._me = Leader(host, os.getpid())
+        self._me = Leader(host, os.getpid() if pid is None else pid)
         self._ttl_s = lease_ttl_s
         self._clock = clock
         self._settings = settings or PlannerSettings()
-        self._peers = PeerWatch(self._me.host, clock, tls)
+        self._peers = PeerWatch(self._me.host, clock, peers or PeerClient())
 
     async def run(self) -> None:
         """Serve. Raises StoreDeniedError only."""

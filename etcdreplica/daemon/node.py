@@ -11,8 +11,10 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
+from etcdreplica.clock import Clock, boottime
 from etcdreplica.daemon.child import Child
 from etcdreplica.daemon.guard import Guard
+from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.memo import CHECKPOINTS, MANAGER
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.watchdog import WatchDog
@@ -32,15 +34,19 @@ class Node:
         guard: Guard,
         manager: Mapping[str, str] | None,
         checkpoints: Mapping[str, str] | None,
+        clock: Clock = boottime,
+        machine: Machine | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
-        self.watchdog = WatchDog(settings, store, guard)
+        machine = machine or Machine()
+        self.watchdog = WatchDog(settings, store, guard, clock, machine)
+        start = machine.process
         self._children: list[Child] = []
         if checkpoints is not None:
-            self._children.append(Child(guard, CHECKPOINTS, "checkpoint-server", checkpoints, longest_s=1.0))
+            self._children.append(Child(guard, CHECKPOINTS, "checkpoint-server", checkpoints, None, 1.0, clock, start))
         if manager is not None:
-            self._children.append(Child(guard, MANAGER, "manager", manager, self._revoke_leadership))
+            self._children.append(Child(guard, MANAGER, "manager", manager, self._revoke_leadership, 10.0, clock, start))
 
     async def run(self) -> None:
         """Serve until cancelled. The children end last: replicas that end in order still need them."""

@@ -16,7 +16,6 @@ from etcdreplica.clock import Clock
 from etcdreplica.core.suspicion import Action, Ask, Confirmed, Detector, Probe, Refuted, Suspected, SuspicionSettings
 from etcdreplica.core.view import ClusterView, Loss
 from etcdreplica.daemon.peers import PeerClient
-from etcdreplica.daemon.tls import PeerTls
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 class PeerWatch:
     """One watcher for the life of a manager process. `losses` are what it has found, by host; `on_change` is told of each."""
 
-    def __init__(self, me: str, clock: Clock, tls: PeerTls | None = None, settings: SuspicionSettings | None = None) -> None:
+    def __init__(self, me: str, clock: Clock, client: PeerClient, settings: SuspicionSettings | None = None) -> None:
         self.losses: dict[str, Loss] = {}
         self.on_change: Callable[[str], None] = lambda _: None
         self._me = me
@@ -32,7 +31,7 @@ class PeerWatch:
         self._detector = Detector(me, settings)
         self._view = ClusterView()
         self._stale = asyncio.Event()  # the view has changed since the detector was told whom to watch
-        self._client = PeerClient(tls)
+        self._client = client
         self._questions: set[asyncio.Task[None]] = set()
 
     def observe(self, view: ClusterView) -> None:
@@ -106,15 +105,8 @@ class PeerWatch:
             self._do(self._detector.answered(self._clock(), probe.host, answer.session, probe.number))
 
     async def _knock(self, suspected: Suspected) -> None:
-        host, _, port = self._address(suspected.host).rpartition(":")
-        try:
-            async with asyncio.timeout(self._detector.settings.timeout_s):
-                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-            writer.transport.abort()
-        except ConnectionRefusedError:
+        if await self._client.is_refused(self._address(suspected.host), self._detector.settings.timeout_s):
             self._detector.refused(suspected.host, suspected.session)
-        except (OSError, ValueError):
-            return  # it says nothing, or cannot be reached
 
     async def _ask(self, ask: Ask) -> None:
         helper, address = self._address(ask.helper), self._address(ask.host)

@@ -102,6 +102,19 @@ class PeerClient:
             return reply is not None, None
         return True, Answer(reply.reached.host, reply.reached.session)
 
+    async def is_refused(self, address: str, within_s: float) -> bool:
+        """Whether nobody listens there, on a machine that can be reached."""
+        host, _, port = address.rpartition(":")
+        try:
+            async with asyncio.timeout(within_s):
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            writer.transport.abort()
+        except ConnectionRefusedError:
+            return True
+        except (OSError, ValueError):
+            pass  # it says nothing, or cannot be reached
+        return False
+
     def forget(self, address: str) -> None:
         """Connect anew before the next ping: an old connection to a host that is back can stay silent for long."""
         channel = self._channels.pop(address, None)

@@ -42,7 +42,7 @@ class ReplicaProcess:
         if ward.status is not None:
             self._exited(ward.status)
             return
-        is_there = start_time(ward.pid) == ward.started and self._watch(ward.pid)
+        is_there = self._start_time(ward.pid) == ward.started and self._watch(ward.pid)
         if ward.is_child:  # also if it has just ended: the guardian tells how
             guard.on_exit(ward.ward, ward.pid, self._exited)
         elif not is_there:
@@ -53,13 +53,26 @@ class ReplicaProcess:
         cls, guard: Guard, ward: str, number: int, program: Program, environment: Mapping[str, str], log: Path | None
     ) -> ReplicaProcess:
         """Start a program in a session of its own. Raises RefusedError when this host cannot."""
-        check_program(program)
+        cls.check(program)
         return cls(guard, await guard.spawn(ward, number, program, environment, log))
+
+    @staticmethod
+    def check(program: Program) -> None:
+        """Raise RefusedError, naming what is missing, unless this host can start the program."""
+        check_program(program)
+
+    @staticmethod
+    async def end(ward: WardView) -> None:
+        """Kill what is left of a ward, and return when all of it is dead."""
+        if ward.pid is not None:
+            tree = Tree(ward.mark, ward.pid, ward.started)
+            while await _sweep(tree):  # noqa: ASYNC110  (nothing tells when a whole tree is dead)
+                await asyncio.sleep(KILL_AGAIN_S)
 
     @classmethod
     def adopt(cls, guard: Guard, ward: str, number: int, pid: int) -> ReplicaProcess:
         """Take charge of a process that somebody else started. Raises ProcessLookupError when it is gone."""
-        started = start_time(pid)
+        started = cls._start_time(pid)
         if started is None:
             raise ProcessLookupError(pid)
         mark = f"{guard.name}/{ward}.{number}"
@@ -120,6 +133,10 @@ class ReplicaProcess:
         """
         if self._alive:
             await self._gone.wait()
+
+    @staticmethod
+    def _start_time(pid: int) -> int | None:
+        return start_time(pid)
 
     async def _kill_once(self) -> bool:
         """Kill all of it; whether something of it may still run."""

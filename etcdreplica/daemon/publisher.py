@@ -1,4 +1,8 @@
-"""Showing one replica in etcd: always its newest state, under its own lease, however long etcd is away meanwhile."""
+"""Showing one replica in etcd: always its newest state, under its own lease, however long etcd is away meanwhile.
+
+Each write is conditional on the one before it. A write whose answer was lost may be carried out much later, and must not put an
+older state in the place of a newer one: nothing would ever correct it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from attrs import evolve
 from etcdreplica.core.lifecycle import advance
 from etcdreplica.daemon.waiting import insist
 from etcdreplica.model import Replica
-from etcdreplica.store import Key, Lease, Put, Store, Txn
+from etcdreplica.store import Key, Lease, Put, Store, Txn, Unchanged
 
 
 class Publisher:
@@ -22,6 +26,7 @@ class Publisher:
 
     def __init__(self, store: Store, key: Key, replica: Replica, on_change: Callable[[], None]) -> None:
         self.replica = replica
+        self.revision: int | None = 0  # mod revision of what stands there; None: to be read first
         self._on_change = on_change
         self._store = store
         self._key = key
@@ -52,7 +57,16 @@ class Publisher:
     async def _run(self, lease: Lease) -> None:
         while not lease.lost.done():
             self._changed.clear()
-            await insist(
-                f"publishing {self._key}", lambda: self._store.commit(Txn((), (Put(self._key, self.replica, lease.id),)))
-            )
+            await insist(f"publishing {self._key}", lambda: self._write(lease.id))
             await self._changed.wait()
+
+    async def _write(self, lease: int) -> None:
+        while True:
+            if self.revision is None:
+                shown = await self._store.list(self._key.kind, self._key.names[0])  # a corrupt one has a revision, too
+                self.revision = next((entry.mod_revision for entry in shown.entries if entry.key == self._key), 0)
+            put = Put(self._key, self.replica, lease)
+            result = await self._store.commit(Txn((Unchanged(self._key, self.revision),), (put,)))
+            self.revision = result.revision if result.succeeded else None
+            if result.succeeded:
+                return

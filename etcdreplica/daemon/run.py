@@ -25,7 +25,7 @@ from etcdreplica.daemon.guard import WardView
 from etcdreplica.daemon.hold import Hold
 from etcdreplica.daemon.memo import Memo
 from etcdreplica.daemon.objects import InSyncSet, welcome_fields
-from etcdreplica.daemon.process import ReplicaProcess, check_program
+from etcdreplica.daemon.process import ReplicaProcess
 from etcdreplica.daemon.publisher import Publisher
 from etcdreplica.daemon.registry import read_registration
 from etcdreplica.daemon.report import report, withdrawal
@@ -71,7 +71,7 @@ class Run:
         self._evidence = ""
         self._spawning: asyncio.Task[ReplicaProcess] | None = None
         self._is_hung = asyncio.Event()
-        self._vitals = Vitals(self._is_hung.set)
+        self._vitals = Vitals(self._is_hung.set, context.machine.status_page)
         self._stop = asyncio.Event()
         self._promoted = asyncio.Event()
         self._done = asyncio.Event()
@@ -94,13 +94,14 @@ class Run:
         run._replicate(memo.object)
         if memo.replica is not None:
             run._publisher.replica = memo.replica
+            run._publisher.revision = None
             run._started_at = memo.replica.body_at or run._started_at
             run._vitals.arrived = memo.replica.state not in (ReplicaState.STARTING, ReplicaState.STANDBY)
         if memo.lease is not None:
             deadline = context.lease.deadline if ward.until is None else ward.until + context.settings.timing.kernel_margin_s
             run._hold.own = context.store.leases.resume(memo.lease, memo.ttl_s, deadline)
         if ward.pid is not None:
-            run.process = ReplicaProcess(context.guard, ward)
+            run.process = context.machine.process(context.guard, ward)
             run.process.on_exit = run._on_exit
         return run
 
@@ -317,7 +318,9 @@ class Run:
                 self._remember()
             self._publisher.start(self._hold.own)
             if registration.style is Style.COLD and self.process is None and not self._promoted.is_set():
-                check_program(registration.program_on(self._context.host))  # what is started at once is checked there
+                self._context.machine.process.check(
+                    registration.program_on(self._context.host)
+                )  # what is started at once is checked there
                 self._publisher.show(state=ReplicaState.STANDBY)
                 await first(self._promoted.wait(), self._stop.wait(), self._hold.ended())
             if self.process is not None or (not self._stop.is_set() and self._hold.left > 0):
@@ -359,7 +362,8 @@ class Run:
         candidate, self._candidate = self._candidate, None
         if candidate is not None and candidate.is_open:
             try:
-                self.process = ReplicaProcess.adopt(self._context.guard, self.app, self.placement.incarnation, candidate.pid)
+                adopt, number = self._context.machine.process.adopt, self.placement.incarnation
+                self.process = adopt(self._context.guard, self.app, number, candidate.pid)
                 self._context.state.record_process(self.app, self.process.pid, self.process.started)
             except ProcessLookupError:
                 candidate = None
@@ -404,7 +408,7 @@ class Run:
     async def _spawn(self, registration: Registration) -> ReplicaProcess:
         context, number = self._context, self.placement.incarnation
         environment = {SOCKET_ENV: str(context.settings.socket_path), INCARNATION_ENV: str(number)}
-        return await ReplicaProcess.spawn(
+        return await context.machine.process.spawn(
             context.guard,
             self.app,
             number,

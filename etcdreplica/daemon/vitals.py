@@ -37,8 +37,9 @@ class Vitals:
     `on_hung` is called once, when it is found hung; `hung` then says why.
     """
 
-    def __init__(self, on_hung: Callable[[], None]) -> None:
+    def __init__(self, on_hung: Callable[[], None], open_page: Callable[[int, int], StatusPage] = StatusPage) -> None:
         self.page: StatusPage | None = None
+        self._open_page = open_page
         self.health = 0, ""  # bad answers of the `health` function in a row, and the last one's reason
         self.hung = ""
         self.arrived = False  # at the protected call
@@ -56,7 +57,7 @@ class Vitals:
 
     def attach(self, pid: int, message: Message) -> None:
         """Take where the process gives its signs of life. Raises ProtocolError."""
-        self.page = StatusPage(pid, int(message["fd"]))
+        self.page = self._open_page(pid, int(message["fd"]))
         self._pid = pid
         if signal.SIGRTMIN <= int(message.get("signal", 0)) <= signal.SIGRTMAX:
             self._stacks = int(message["stacks"]), int(message["signal"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -22,23 +21,20 @@ import etcdreplica
 from etcdreplica.app.protocol import Message
 from etcdreplica.clock import Clock, boottime
 from etcdreplica.core.hang import Awake
-from etcdreplica.daemon.app_server import AppConnection, AppServer
+from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import Guard, WardView
+from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.memo import OPENING, SESSION, Memo, SessionMemo
 from etcdreplica.daemon.objects import Copies
-from etcdreplica.daemon.peers import PeerServer
-from etcdreplica.daemon.process import KILL_AGAIN_S
 from etcdreplica.daemon.registry import register, unregister
 from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.starts import Starts
-from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
-from etcdreplica.guardian.tree import Tree, kill_all
 from etcdreplica.model import Host, Placement, Registration, Succession
-from etcdreplica.store import Changes, Corrupt, Entry, Exists, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
+from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +47,19 @@ EXTEND = 1 / 20  # of a TTL: how long confirmations of leases are gathered befor
 class WatchDog:
     """One host's daemon. `run` serves until cancelled; then it ends every replica and hands its role over."""
 
-    def __init__(self, settings: NodeSettings, store: Store, guard: Guard, clock: Clock = boottime) -> None:
+    def __init__(
+        self, settings: NodeSettings, store: Store, guard: Guard, clock: Clock = boottime, machine: Machine | None = None
+    ) -> None:
         self.settings = settings
         self.guard = guard
         self.ready = asyncio.Event()
         self._store = store
         self.clock = clock
+        self._machine = machine or Machine()
         self._context: HostContext | None = None
-        self._server = AppServer(settings.socket_path, self._on_hello)
-        self._peers = PeerServer(settings, lambda: self._context.session if self._context else 0)
-        self._state = StateFile(settings.state_dir)
+        self._server = self._machine.app_server(settings.socket_path, self._on_hello)
+        self._peers = self._machine.peer_server(settings, lambda: self._context.session if self._context else 0)
+        self._state = self._machine.state_file(settings.state_dir)
         self._copies = Copies(store)
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -306,6 +305,7 @@ class WatchDog:
             Starts(),
             self._state,
             self._copies,
+            self._machine,
             session=session,
             lease=lease,
         )
@@ -338,17 +338,14 @@ class WatchDog:
 
     async def _end_ward(self, ward: WardView) -> None:
         """See that what an earlier WatchDog left is dead."""
-        if ward.pid is not None:
-            tree = Tree(ward.mark, ward.pid, ward.started)
-            while kill_all([tree]):  # noqa: ASYNC110  (nothing tells when a whole tree is dead)
-                await asyncio.sleep(KILL_AGAIN_S)
+        await self._machine.process.end(ward)
         self.guard.release(ward.ward)
 
     def _record(self) -> Host:
         settings = self.settings
         return Host(
             address=settings.address,
-            pid=os.getpid(),
+            pid=self._machine.pid(),
             labels=settings.labels,
             capacity=settings.capacity,
             version=etcdreplica.__version__,
@@ -359,8 +356,17 @@ class WatchDog:
     async def _announce_again(self, session: int, lease: Lease) -> None:
         """Show what this WatchDog is, in the place of the one before it in the same session."""
         key = Key(Kind.HOSTS, (self.settings.host,))
-        txn = Txn((Exists(key, session),), (Put(key, self._record(), lease.id),))
-        await insist(f"writing {key}", lambda: self._store.commit(txn))
+        record = self._record()
+
+        async def write() -> None:
+            hosts = (await self._store.list(Kind.HOSTS)).entries  # also if it is corrupt
+            entry = next((entry for entry in hosts if entry.key == key), None)
+            if entry is not None and entry.create_revision == session:
+                unchanged = Unchanged(key, entry.mod_revision)  # else what an earlier one has sent could come after ours
+                if not (await self._store.commit(Txn((unchanged,), (Put(key, record, lease.id),)))).succeeded:
+                    raise StoreError(f"{key} has just changed")
+
+        await insist(f"writing {key}", write)
 
     async def _announce(self, lease: Lease) -> int:
         settings = self.settings

@@ -24,8 +24,9 @@ from etcdreplica.objects.connection import Connection
 from etcdreplica.objects.copies import Copy, Members, WatchDogLine
 from etcdreplica.objects.disk import COMPACT_BYTES, DiskLog
 from etcdreplica.objects.following import Following
-from etcdreplica.objects.leading import Leading, Me, Tasks, read_members, survivors
+from etcdreplica.objects.leading import Leading, Me, read_members, survivors
 from etcdreplica.objects.machine import BARRIER, CALLS, CHECK, NOTHING, SESSIONS, TICK, Machine, error_value, record_of
+from etcdreplica.objects.tasks import Tasks
 from etcdreplica.objects.wire import (
     MAX_CALLS,
     NO_METHOD,

@@ -7,6 +7,7 @@ whenever changes may have been missed. A consumer that handles both is correct w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -17,9 +18,11 @@ from attrs import frozen
 
 from etcdreplica.clock import Clock, boottime
 from etcdreplica.errors import CorruptValueError, StoreDeniedError, StoreError, StoreUnavailableError
-from etcdreplica.store.channel import EtcdChannel, EtcdOptions
+from etcdreplica.store.channel import Connect, EtcdChannel, EtcdOptions
 from etcdreplica.store.keys import Corrupt, Entry, Key, Keyspace, Kind, decode
 from etcdreplica.store.leases import LeaseKeeper
+from etcdreplica.store.lineage import Lineage
+from etcdreplica.store.origin import OriginCheck
 from etcdreplica.store.txn import Txn, TxnResult, to_request
 
 log = logging.getLogger(__name__)
@@ -54,9 +57,17 @@ class _CompactedError(Exception):
 class Store:
     """The records of one cluster in etcd. Make one in the loop that uses it."""
 
-    def __init__(self, options: EtcdOptions, cluster: str, clock: Clock = boottime) -> None:
+    def __init__(
+        self,
+        options: EtcdOptions,
+        cluster: str,
+        clock: Clock = boottime,
+        connect: Connect | None = None,
+        lineage: Lineage | None = None,
+    ) -> None:
         self.keys = Keyspace(cluster)
-        self.channel = EtcdChannel(options)
+        check = OriginCheck(self.keys.path(Key(Kind.ORIGIN, (cluster,))), lineage) if lineage is not None else None
+        self.channel = EtcdChannel(options, connect, check)
         self.leases = LeaseKeeper(self.channel, clock)
 
     async def __aenter__(self) -> Store:
@@ -111,9 +122,10 @@ class Store:
                     snapshot = await self.list(kind, *names)
                     revision, delay = snapshot.revision, RETRY_S[0]
                     yield snapshot
-                async for changes in self._watch(prefix, revision + 1):
-                    revision, delay = changes.revision, RETRY_S[0]
-                    yield changes
+                async with contextlib.aclosing(self._watch(prefix, revision)) as watch:
+                    async for changes in watch:
+                        revision, delay = changes.revision, RETRY_S[0]
+                        yield changes
             except _CompactedError:
                 log.warning("watch of %s was compacted; reading it again", prefix.decode())
                 revision = 0
@@ -124,7 +136,13 @@ class Store:
                 await asyncio.sleep(delay * (0.5 + random.random()))
                 delay = min(RETRY_S[1], delay * 2)
 
-    async def _watch(self, prefix: bytes, revision: int) -> AsyncIterator[Changes]:
+    async def _watch(self, prefix: bytes, revision: int) -> AsyncGenerator[Changes, None]:
+        """Yield what has changed after a revision.
+
+        The watch begins with that revision, which is known already: else etcd could have been compacted at the one after it,
+        and would then not tell of keys that were deleted there, without a word (etcd issues 18089 and 19179).
+        """
+
         async def requests() -> AsyncIterator[Any]:
             create = rpc.WatchCreateRequest(key=prefix, range_end=_end(prefix), start_revision=revision)
             yield rpc.WatchRequest(create_request=create)
@@ -132,17 +150,17 @@ class Store:
                 await asyncio.sleep(PROGRESS_S)
                 yield rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
 
-        async for answer in self.channel.stream("Watch.Watch", requests(), SILENCE_S):
-            if answer.compact_revision:
-                raise _CompactedError
-            if answer.canceled:
-                self.channel.forget_token()
-                raise StoreUnavailableError(f"etcd cancelled a watch: {answer.cancel_reason}")
-            if answer.events:  # the revision of an empty answer is no place to resume from (etcd issue 15220)
-                entries = self._entries(
-                    (event.kv for event in answer.events), {i for i, e in enumerate(answer.events) if e.type == _DELETE}
-                )
-                yield Changes(entries, answer.events[-1].kv.mod_revision)
+        async with contextlib.aclosing(self.channel.stream("Watch.Watch", requests(), SILENCE_S)) as answers:
+            async for answer in answers:
+                if answer.compact_revision:
+                    raise _CompactedError
+                if answer.canceled:
+                    self.channel.forget_token()
+                    raise StoreUnavailableError(f"etcd cancelled a watch: {answer.cancel_reason}")
+                events = [event for event in answer.events if event.kv.mod_revision > revision]
+                if events:  # the revision of an empty answer is no place to resume from (etcd issue 15220)
+                    gone = {i for i, event in enumerate(events) if event.type == _DELETE}
+                    yield Changes(self._entries((event.kv for event in events), gone), events[-1].kv.mod_revision)
 
     def _entries(self, kvs: Any, deleted: set[int] | frozenset[int] = frozenset()) -> tuple[Entry, ...]:
         entries = (self._entry(kv, deleted=i in deleted) for i, kv in enumerate(kvs))

@@ -31,7 +31,7 @@ def mass(etcd: EmbeddedEtcd, count: int, steady_s: float, say: Say) -> dict[str,
     roomy = {f"host-{letter}": ("--capacity", str(2 * count)) for letter in "abc"}
     with LocalCluster(3, etcd=etcd, cluster="mass", lease_ttl_s=LEASE_TTL_S, node_arguments=roomy) as cluster:
         say(f"{count} applications on 3 hosts")
-        crowd = Crowd(cluster, count)
+        crowd = Crowd(cluster, etcd, count)
         crowd.start()
         metrics = {f"mass_{name}": value for name, value in steady(crowd.pids(), steady_s).items()}
         leader = cluster.leaders["manager"]
@@ -63,6 +63,7 @@ class Crowd:
     """The applications of a cluster and the processes that stand in for them, two on each host."""
 
     cluster: LocalCluster
+    etcd: EmbeddedEtcd
     count: int
     faults: int = 0
     stand_ins: list[StandIn] = field(factory=list)
@@ -80,7 +81,7 @@ class Crowd:
         view, cluster = self.cluster.look(lambda view: dict(view.hosts)), self.cluster
         nodes = [host.process.pid for host in cluster.hosts.values() if host.process is not None]
         return {
-            "etcd": [etcd_pid(cluster.etcd)],
+            "etcd": [etcd_pid(self.etcd)],
             "manager": [asyncio.run(_leader(cluster.etcd.endpoint, cluster.cluster))],
             "watchdogs": [host.host.pid for host in view.values()],
             "guardians": nodes,

@@ -197,6 +197,21 @@ async def test_compacted_while_cut_off(etcd: EmbeddedEtcd, connect: Connect) -> 
         assert revisions(await changes(batches, 1)) == [revision]
 
 
+async def test_compacted_up_to_a_deletion_while_cut_off(etcd: EmbeddedEtcd, connect: Connect) -> None:
+    """Etcd may say nothing of a deletion at the very revision it was compacted to; the follower learns of it all the same."""
+    direct = connect()
+    async with Relay(etcd.port) as relay, aclosing(connect(endpoints=(relay.endpoint,)).follow()) as batches:
+        await write(direct, Put(A, host(1)), Put(B, host(2)))
+        await snapshot(batches)
+        await write(direct, Put(B, host(3)))
+        await changes(batches, 1)
+        await relay.cut()
+        await compact(direct, await write(direct, Delete(A)))
+        waiting = asyncio.create_task(snapshot(batches))
+        await relay.open()
+        assert [(entry.key, entry.value) for entry in (await waiting).entries] == [(B, host(3))]
+
+
 async def test_a_compaction_up_to_what_was_seen(etcd: EmbeddedEtcd, connect: Connect) -> None:
     """A compaction of nothing that the follower still needs brings no snapshot."""
     direct = connect()

@@ -1,0 +1,1 @@
+"""The whole control plane in one thread, on a simulated clock, from one seed."""

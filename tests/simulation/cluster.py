@@ -1,0 +1,241 @@
+"""A simulated cluster: etcd, hosts with the real daemons, applications, and all that can be done to them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from attrs import define, evolve, field
+
+from etcdreplica.app.protocol import INCARNATION_ENV, Message
+from etcdreplica.core.timing import Timing
+from etcdreplica.daemon.machine import Machine
+from etcdreplica.daemon.manager import Manager
+from etcdreplica.daemon.node import Node
+from etcdreplica.daemon.settings import NodeSettings
+from etcdreplica.errors import EtcdReplicaError
+from etcdreplica.model import Program, Registration
+from etcdreplica.store import EtcdOptions, Key, Kind, Store
+from etcdreplica.store.keys import decode
+from etcdreplica.testing.simulated_etcd import Link, SimulatedEtcd
+from etcdreplica.testing.simulated_loop import World
+from tests.simulation.application import Application
+from tests.simulation.guardian import FINAL, Guardian
+from tests.simulation.machine import (
+    Host,
+    Network,
+    Process,
+    SimulatedAppServer,
+    SimulatedGuard,
+    SimulatedPage,
+    SimulatedPeerClient,
+    SimulatedPeerServer,
+    SimulatedStateFile,
+    replica_process,
+)
+
+ENDPOINTS = ("etcd-a:2379", "etcd-b:2379", "etcd-c:2379")
+RESTART_NODE_S = 1.0  # systemd starts an ended node again after this
+CLUSTER = "sim"
+
+
+@define
+class Witness:
+    """What really happened: the lives of primaries on the world's clock."""
+
+    alive: dict[str, list[Application]] = field(factory=dict)  # by application: those that act as primary
+    epochs: dict[str, int] = field(factory=dict)  # the highest one that ever acted
+    fast: set[str] = field(factory=set)  # applications that gave up half of G1
+    promotions: int = 0
+    failovers: int = 0
+
+
+class Daemon(Process):
+    """A WatchDog or a manager."""
+
+    def crashed(self, error: BaseException) -> int:
+        """A refusal is final; anything else is a bug."""
+        if isinstance(error, EtcdReplicaError):
+            self.host.network.say(f"{self.name} gives up: {error}")
+            return FINAL
+        return super().crashed(error)
+
+
+class Cluster(Network):
+    """Everything. `events` is the timeline."""
+
+    def __init__(self, world: World, seed: int, hosts: int, timing: Timing) -> None:
+        super().__init__(world)
+        self.random = Random(f"{seed}/network")
+        self.etcd = SimulatedEtcd(world, self.random, ENDPOINTS)
+        self.timing = timing
+        self.events: list[tuple[float, str]] = []
+        self.witness = Witness()
+        self.registrations: dict[str, Registration] = {}
+        self.on_exit = self._exited
+        self.promoted = self._promoted
+        self._people: list[Process] = []
+        self.etcd.store.on_commit = self._committed
+        for number in range(hosts):
+            self._add_host(f"host-{chr(97 + number)}")
+
+    def _add_host(self, name: str) -> None:
+        options = EtcdOptions(ENDPOINTS, timeout_s=self.timing.timeout_s)
+        settings = NodeSettings(
+            host=name,
+            cluster=CLUSTER,
+            etcd=options,
+            socket_path=Path("/s"),
+            state_dir=Path("/d"),
+            address=name,
+            timing=self.timing,
+        )
+        host = Host(self, name, settings, Link(self.world, self.random), Random(f"{name}/{self.random.random()}"))
+        self.hosts[name] = host
+        self.turn_on(host)
+
+    def say(self, what: str) -> None:
+        """Put something into the timeline."""
+        self.events.append((self.world.now, what))
+
+    # --- what runs on a host ---------------------------------------------------------------------------------------------
+
+    def turn_on(self, host: Host) -> None:
+        """Boot it."""
+        if not host.is_on:
+            host.is_on = True
+            host.boot += 1
+            self.start_node(host)
+
+    def start_node(self, host: Host) -> None:
+        """What systemd does."""
+        if host.is_on and host.guardian is None:
+            boot = host.boot
+            Guardian(
+                host,
+                self._start_watchdog,
+                self._start_program,
+                lambda: self._again(host, boot),
+            )
+
+    def _again(self, host: Host, boot: int) -> None:
+        if host.is_on and host.boot == boot and not host.disk.get("stopped"):
+            self.world.after(RESTART_NODE_S, self.start_node, host)
+
+    def store(self, process: Process) -> Store:
+        """Return a process' store."""
+        link = process.host.link
+        return Store(
+            process.host.settings.etcd, CLUSTER, process.loop.time, connect=lambda endpoint: self.etcd.channel(endpoint, link)
+        )
+
+    def _start_watchdog(self, guardian: Guardian) -> Process:
+        host = guardian.host
+        process = Daemon(host, "watchdog", guardian)
+        machine = Machine(
+            pid=lambda: process.pid,
+            app_server=lambda path, on_hello: SimulatedAppServer(process, path, on_hello),
+            peer_server=lambda settings, session: SimulatedPeerServer(process, settings, session),
+            state_file=lambda path: SimulatedStateFile(host),
+            process=replica_process(host),
+            status_page=lambda pid, fd: SimulatedPage(host.processes[pid]),
+        )
+
+        async def main() -> None:
+            guard = SimulatedGuard.over(process, guardian)
+            await guard.ready
+            async with self.store(process) as store:
+                await Node(host.settings, store, guard, {}, None, process.loop.time, machine).run()
+
+        process.run(main)
+        return process
+
+    def _start_program(self, guardian: Guardian, ward: str, message: Message) -> Process:
+        host = guardian.host
+        if message["argv"][0] == sys.executable:
+            return self._start_manager(guardian)
+        app = self.registrations[ward]
+        return Application(host, ward, app.style, int(message["env"][INCARNATION_ENV]), guardian)
+
+    def _start_manager(self, guardian: Guardian) -> Process:
+        host = guardian.host
+        process = Daemon(host, "manager", guardian)
+
+        async def main() -> None:
+            async with self.store(process) as store:
+                peers = SimulatedPeerClient(process)
+                await Manager(store, host.name, self.timing.lease_ttl_s, process.loop.time, peers=peers, pid=process.pid).run()
+
+        process.run(main)
+        return process
+
+    # --- what people do --------------------------------------------------------------------------------------------------
+
+    def do(self, work: Callable[[Store], Any]) -> None:
+        """Run a command of a person, on a machine of their own; it is repeated until it has an answer."""
+        person = Host(
+            self, "desk", next(iter(self.hosts.values())).settings, Link(self.world, self.random), Random(self.random.random())
+        )
+        process = Process(person, "command")
+        self._people.append(process)
+
+        async def main() -> None:
+            async with self.store(process) as store:
+                await work(store)
+
+        process.run(main)
+
+    def send_home(self) -> None:
+        """Interrupt whoever is at work."""
+        for process in self._people:
+            process.vanish()
+        self._people.clear()
+
+    def register(self, registration: Registration) -> Registration:
+        """Return it with a program, and remember it."""
+        registration = evolve(registration, program=Program(("app", registration.name), "/"))
+        self.registrations[registration.name] = registration
+        return registration
+
+    # --- what is seen ----------------------------------------------------------------------------------------------------
+
+    def records(self, kind: Kind) -> dict[tuple[str, ...], Any]:
+        """Return what stands in etcd."""
+        root = f"/etcdreplica/{CLUSTER}/".encode()
+        found = {}
+        for path in self.etcd.store.keys(root + kind.encode() + b"/"):
+            names = tuple(path[len(root) :].decode().split("/")[1:])
+            found[names] = decode(Key(kind, names), self.etcd.store.record(path).value)
+        return found
+
+    def copies(self, app: str) -> list[Application]:
+        """Return the live copies of an application."""
+        found = [process for host in self.hosts.values() for process in host.running("app")]
+        return [process for process in found if isinstance(process, Application) and process.app == app]
+
+    def _promoted(self, application: Application) -> None:
+        witness, app = self.witness, application.app
+        self.say(f"PRIMARY {application.name} epoch {application.epoch}")
+        others = [other for other in witness.alive.setdefault(app, []) if other.acts]
+        if others and app not in witness.fast:
+            self.complain(f"two primaries of {app}: {others[0].name} still acts when {application.name} begins")
+        if any(other.epoch == application.epoch for other in others):
+            self.complain(f"two primaries of {app} with epoch {application.epoch}")
+        if application.epoch <= witness.epochs.get(app, 0):
+            self.complain(f"{application.name}: epoch {application.epoch} is not above {witness.epochs[app]}")
+        witness.epochs[app] = max(application.epoch, witness.epochs.get(app, 0))
+        witness.alive[app] = [*others, application]
+        witness.promotions += 1
+
+    def _exited(self, process: Process, code: int) -> None:
+        self.say(f"end of {process.name}: {code}")
+        if isinstance(process, Application) and process in self.witness.alive.get(process.app, []):
+            self.witness.alive[process.app].remove(process)
+
+    def _committed(self, events: list[Any]) -> None:
+        root = len(f"/etcdreplica/{CLUSTER}/")
+        names = " ".join(("-" if event.type else "+") + event.kv.key[root:].decode() for event in events)
+        self.events.append((self.world.now, f"etcd {self.etcd.store.revision}: {names}"))
