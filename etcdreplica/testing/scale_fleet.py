@@ -62,14 +62,18 @@ def fleet(etcd: EmbeddedEtcd, count: int, size: int, steady_s: float, say: Say) 
         resting = steady({**{name: [pid] for name, pid in pids.items()}, "fleet": [hosts.pid]}, steady_s)
         metrics |= resting
         metrics |= {f"{name}_per_host": one("us/s", 1e4 * metric["max"] / size) for name, metric in resting.items()}
-        metrics |= _lose(hosts, Meter(pids))
+        metrics |= _lose(hosts, Meter(pids), {name: resting[f"steady_{name}_cpu"]["max"] / 100 for name in pids})
     return {f"{name}@{count}": value for name, value in metrics.items()}
 
 
-def _lose(hosts: Hosts, meter: Meter) -> dict[str, Any]:
+def _lose(hosts: Hosts, meter: Meter, resting: dict[str, float]) -> dict[str, Any]:
+    """Lose a host; what the fleet costs meanwhile anyway, in cores, is left out."""
+    began = boottime()
     lost = hosts.tell("lose")
     hosts.tell("settle")
-    metrics = {f"lost_{name}_cpu_per_app": one("ms", 1000 * cpu / lost["apps"]) for name, cpu in meter.taken().items()}
+    took = boottime() - began
+    used = {name: max(0.0, cpu - resting[name] * took) for name, cpu in meter.taken().items()}
+    metrics = {f"lost_{name}_cpu_per_app": one("ms", 1000 * cpu / lost["apps"]) for name, cpu in used.items()}
     metrics["lost"] = summary([1000 * (at - lost["at"]) for at in lost["again"]] or [0.0])
     metrics["lost_restored"] = one("ms", 1000 * (lost["restored"] - lost["at"]))
     metrics["lost_restored_per_app"] = one("ms", 1000 * (lost["restored"] - lost["at"]) / lost["apps"])
