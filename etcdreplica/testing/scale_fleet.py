@@ -39,7 +39,7 @@ def fleet(etcd: EmbeddedEtcd, count: int, size: int, steady_s: float, say: Say) 
     cluster, capacity = "fleet", math.ceil(ROOM * 2 * count / size)
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="etcdreplica-")))
-        etcd_options = ["--etcd", etcd.endpoint, "--cluster", cluster]
+        etcd_options = ["--etcd", etcd.endpoint, "--cluster", cluster, "--state-dir", str(directory)]
         manager = spawn_bound(
             [sys.executable, "-m", "etcdreplica", "manager", "--host", "manager", *etcd_options], log=directory / "manager.log"
         )

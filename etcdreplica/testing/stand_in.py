@@ -8,6 +8,7 @@ Each role that a copy is given is a line of JSON in REPORT: app, role, epoch, at
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -130,7 +131,8 @@ async def _take_one(giver: socket.socket, report: TextIO) -> None:
             line = socket.socket(fileno=fds[0])
             line.setblocking(False)
             await loop.connect_accepted_socket(lambda: Copy(name.decode(), report), line)
-            giver.send(b".")
+            with contextlib.suppress(OSError):  # it was killed meanwhile
+                giver.send(b".")
 
 
 def main() -> None:
