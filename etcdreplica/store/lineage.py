@@ -51,6 +51,7 @@ class Lineage:
         self._ttl_s = lease_ttl_s
         self._clock = clock
         self._written_at = 0.0
+        self._is_written = True
         self._refused_at: float | None = None
         self._said = ""
         self.known = _read(path)
@@ -127,8 +128,11 @@ class Lineage:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self._path, msgspec.json.encode(self.known), flush=flush)
+            self._is_written = True
         except OSError as error:
-            log.warning("cannot write %s (%s): the next daemon here will believe any etcd", self._path, error.strerror)
+            if self._is_written:
+                log.error("cannot write %s (%s): the next daemon here may believe another etcd", self._path, error.strerror)
+            self._is_written = False
 
 
 def first_origin() -> Origin:
