@@ -427,7 +427,7 @@ class SimulatedStateFile(StateFile):
                     await asyncio.sleep(0.002)
         return lease  # type: ignore[no-any-return]
 
-    def _write(self) -> None:
+    def _write(self, *, flush: bool = False) -> None:
         self._host.disk["state"] = (self._boot, self._guardian, self._lease, dict(self._processes))
 
 
