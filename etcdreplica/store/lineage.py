@@ -29,7 +29,6 @@ from etcdreplica.model import Origin
 
 log = logging.getLogger(__name__)
 
-FILE_NAME = "etcd.json"
 WRITE_S = 5.0  # the revision in the file is not older than that, while it changes
 
 
@@ -133,6 +132,11 @@ class Lineage:
             if self._is_written:
                 log.error("cannot write %s (%s): the next daemon here may believe another etcd", self._path, error.strerror)
             self._is_written = False
+
+
+def file_name(cluster: str) -> str:
+    """Return the name of the file for a cluster, in the state directory."""
+    return f"etcd-{cluster}.json"
 
 
 def first_origin() -> Origin:
