@@ -58,6 +58,7 @@ DELAYS = frozenset(
         "rolling upgrade",
         "cable out for a moment",
         "etcd leader killed",
+        "etcd member silent",
         "etcd member split off",
         "etcd without quorum for a moment",
         "etcd slow",
@@ -411,6 +412,15 @@ def kill_etcd_leader(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     yield NOBODY
     last(choice.short)
     world.etcd.revive()
+
+
+@nemesis("etcd member silent")
+def silence_member(world: World, choice: Choice) -> Iterator[frozenset[str]]:
+    """Its cable is out: nobody refuses a connection, and nobody answers."""
+    world.network.cut(choice.member)
+    yield NOBODY
+    last(choice.long)
+    world.network.mend(choice.member)
 
 
 @nemesis("etcd member split off")
