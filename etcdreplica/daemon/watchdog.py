@@ -56,7 +56,8 @@ class WatchDog:
         self._store = store
         self.clock = clock
         self._machine = machine or Machine()
-        self._context: HostContext | None = None
+        self._context: HostContext | None = None  # None also while a session ends: nothing new begins in it
+        self._lease: Lease | None = None  # of the session, to its very end
         self._server = self._machine.app_server(settings.socket_path, self._on_hello)
         self._peers = self._machine.peer_server(settings, lambda: self._context.session if self._context else 0)
         self._state = self._machine.state_file(settings.state_dir)
@@ -113,10 +114,10 @@ class WatchDog:
     def _extend(self) -> None:
         """Move the deadlines of everything that runs here to where its leases have been confirmed."""
         self._extending = None
-        if self._context is None:
+        if self._lease is None:
             return
         deadlines = {app: run.until for app, run in self._runs.items() if run.until is not None}
-        self.guard.until({**deadlines, SESSION: self._context.lease.deadline - self.settings.timing.kernel_margin_s})
+        self.guard.until({**deadlines, SESSION: self._lease.deadline - self.settings.timing.kernel_margin_s})
         for run in self._runs.values():
             run.renewed()
 
@@ -297,6 +298,7 @@ class WatchDog:
                 return lease
 
     def _begin_session(self, session: int, lease: Lease) -> HostContext:
+        self._lease = lease
         self._context = HostContext(
             self.settings,
             self._store,
@@ -409,6 +411,7 @@ class WatchDog:
             self.guard.release(app)
         with contextlib.suppress(StoreError):
             await self._store.leases.revoke(lease)
+        self._lease = None
         self.guard.release(SESSION)
         self._state.forget()
 

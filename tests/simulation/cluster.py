@@ -40,6 +40,7 @@ from tests.simulation.machine import (
 ENDPOINTS = ("etcd-a:2379", "etcd-b:2379", "etcd-c:2379")
 RESTART_NODE_S = 1.0  # systemd starts an ended node again after this
 CLUSTER = "sim"
+_ROOT = len(f"/etcdreplica/{CLUSTER}/")
 
 
 @define
@@ -78,6 +79,7 @@ class Cluster(Network):
         self.on_exit = self._exited
         self.promoted = self._promoted
         self._people: list[Process] = []
+        self._shown: dict[str, bytes] = {}  # what stands under replicas/
         self.etcd.store.on_commit = self._committed
         for number in range(hosts):
             self._add_host(f"host-{chr(97 + number)}")
@@ -230,6 +232,30 @@ class Cluster(Network):
             self.witness.alive[process.app].remove(process)
 
     def _committed(self, events: list[Any]) -> None:
-        root = len(f"/etcdreplica/{CLUSTER}/")
-        names = " ".join(("-" if event.type else "+") + event.kv.key[root:].decode() for event in events)
-        self.events.append((self.world.now, f"etcd {self.etcd.store.revision}: {names}"))
+        names = []
+        for event in events:
+            name = event.kv.key[_ROOT:].decode()
+            names.append(("-" if event.type else "+") + name)
+            if name.startswith("replicas/"):
+                if event.type:
+                    self._withdrawn(name, self._shown.pop(name))
+                else:
+                    self._shown[name] = event.kv.value
+            elif event.type and name.startswith("hosts/"):
+                self._host_gone(name.partition("/")[2])
+        self.say(f"etcd {self.etcd.store.revision}: {' '.join(names)}")
+
+    def _withdrawn(self, name: str, value: bytes) -> None:
+        """A replica is shown no longer, or its lease has ended: it must be dead."""
+        _, app, host = name.split("/")
+        incarnation = decode(Key(Kind.REPLICAS, (app, host)), value).incarnation
+        alive = [process for process in self.hosts[host].running("app") if isinstance(process, Application)]
+        for process in alive:
+            if (process.app, process.incarnation) == (app, incarnation):
+                self.complain(f"{process.name} lives although etcd has given it up")
+
+    def _host_gone(self, name: str) -> None:
+        """The lease of a host has ended: nothing may run there."""
+        for process in self.hosts[name].running("app"):
+            if not isinstance(process, Application) or process.incarnation is not None:
+                self.complain(f"{process.name} lives although the lease of its host has ended")

@@ -84,6 +84,7 @@ class Process:
         self.loop: SimulatedLoop = network.world.loop(self.name, offset=host.offset, rate=host.rate)
         self.is_alive = True
         self.is_stopped = False
+        self.steady_since = network.world.now  # for how long it has not been stopped
         self.status: int | None = None  # as wait tells it
         self.on_exit: list[Callable[[], None]] = []
         self.ends: dict[End, None] = {}
@@ -91,12 +92,16 @@ class Process:
         self._dying: Handle | None = None
         host.processes[self.pid] = self
 
+    def was_steady(self, seconds: float) -> bool:
+        """Whether it has lived and run for so long."""
+        return self.is_alive and self.host.world.now - self.steady_since > seconds
+
     def kill(self) -> None:
         """SIGKILL: it is dead in a moment."""
         if self.is_alive and self._dying is None:
             random = self.host.random
-            slow = random.random() < 0.02
-            self._dying = self.host.world.after(random.uniform(0.05, 0.4) if slow else random.uniform(1e-4, 1e-3), self.vanish)
+            slow = random.random() < 0.05
+            self._dying = self.host.world.after(random.uniform(0.01, 0.08) if slow else random.uniform(1e-4, 1e-3), self.vanish)
 
     def terminate(self) -> None:
         """SIGTERM: end in order."""
@@ -107,12 +112,15 @@ class Process:
     def stop(self) -> None:
         """SIGSTOP."""
         self.is_stopped = True
+        self.steady_since = float("inf")
         self.loop.stop_running()
 
     def go_on(self) -> None:
         """SIGCONT."""
-        self.is_stopped = False
-        self.loop.continue_running()
+        if self.is_stopped:
+            self.is_stopped = False
+            self.steady_since = self.host.world.now
+            self.loop.continue_running()
 
     def run(self, main: Callable[[], Any]) -> None:
         """Run a coroutine as this process; its end is the end of the process."""
