@@ -251,7 +251,7 @@ def _end_node(cluster: Cluster, fault: Fault) -> Undo:
 
 def _mend(cluster: Cluster, host: str) -> None:
     link = cluster.hosts[host].link
-    link.lose_answers, link.delay_s = 0.0, 0.0003
+    link.lose_answers, link.delay_s, link.answer_delay_s = 0.0, 0.0003, 0.0
     link.mend()
     cluster.cuts = {cut for cut in cluster.cuts if host not in cut}
 
@@ -278,6 +278,18 @@ def _cut_peers(cluster: Cluster, fault: Fault) -> Undo:
 def _slow_link(cluster: Cluster, fault: Fault) -> Undo:
     cluster.hosts[fault.target].link.delay_s = 0.02 + 0.08 * fault.how
     return lambda: _mend(cluster, fault.target)
+
+
+def _slow_answers(cluster: Cluster, fault: Fault) -> Undo:
+    """Answers take longer and longer on their way, and then nothing comes through any more."""
+    link, ttl_s = cluster.hosts[fault.target].link, cluster.timing.lease_ttl_s
+    link.answer_delay_s = (0.5 + 0.5 * fault.how) * ttl_s / 3.2
+
+    def then_cut() -> None:
+        link.out_cut = link.in_cut = True
+        cluster.world.after(1.3 * ttl_s, _mend, cluster, fault.target)
+
+    return then_cut
 
 
 def _lose_answers(cluster: Cluster, fault: Fault) -> Undo:
@@ -377,6 +389,7 @@ _DO: dict[str, Callable[[Cluster, Fault], Undo | None]] = {
     "cut off": _cut_off,
     "cut peers": _cut_peers,
     "slow link": _slow_link,
+    "slow answers": _slow_answers,
     "lose answers": _lose_answers,
     "cannot run": _cannot_run,
     "etcd loses its leader": _etcd_leaderless,

@@ -140,6 +140,7 @@ def _troubles(cluster: Cluster) -> list[str]:
             troubles.append(f"{name} has {len(assignment.seats)} of {registration.degree} seats")
         copies = cluster.copies(name)
         acting = [copy for copy in copies if copy.acts]
+        troubles += [f"{copy.name} hangs" for copy in copies if copy.is_hung]
         if len(acting) != 1:
             troubles.append(f"{name} has {len(acting)} primaries")
         for seat in assignment.seats:
