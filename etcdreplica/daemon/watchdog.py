@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 RETRY_S = 0.5
 REPORT_S = 3.0  # how long a stopping WatchDog tries to report to etcd
 TICK_S = 0.05  # how often the signs of life are looked at, at most
-EXTEND = 1 / 20  # of a TTL: how long confirmations of leases are gathered before the guardian is told
 
 
 class WatchDog:
@@ -108,8 +107,11 @@ class WatchDog:
             await asyncio.sleep(TICK_S)
 
     def _on_confirm(self, _: Lease) -> None:
+        """Gather confirmations, but not for so long that the guardian acts on what was known before the last possible one."""
         if self._extending is None:
-            self._extending = asyncio.get_running_loop().call_later(EXTEND * self.settings.lease_ttl_s, self._extend)
+            timing = self.settings.timing
+            gather_s = (timing.fence_margin_s - timing.kernel_margin_s) / 2
+            self._extending = asyncio.get_running_loop().call_later(gather_s, self._extend)
 
     def _extend(self) -> None:
         """Move the deadlines of everything that runs here to where its leases have been confirmed."""

@@ -129,7 +129,12 @@ def _troubles(cluster: Cluster) -> list[str]:
     """Say what is not yet as it should be."""
     assignments, shown = cluster.records(Kind.ASSIGNMENTS), cluster.records(Kind.REPLICAS)
     troubles: list[str] = []
-    for name, registration in cluster.registrations.items():
+    registered = cluster.records(Kind.REGISTRATIONS)
+    for name in cluster.registrations:
+        registration = registered.get((name,))
+        if registration is None:
+            troubles.append(f"{name} is not registered")
+            continue
         assignment = assignments.get((name,))
         if assignment is None:
             troubles.append(f"{name} has no assignment")

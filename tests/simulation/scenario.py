@@ -190,4 +190,4 @@ def _fault(
         target = f"host-{chr(97 + random.randrange(hosts))}"
     elif about == _APP:
         target = random.choice(apps).registration.name
-    return Fault(round(at, 3), kind, target, round(lasts, 3), round(random.random(), 3))
+    return Fault(round(at, 3), kind, target, round(lasts, 3), int(random.random() * 1000) / 1000)
