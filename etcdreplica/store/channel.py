@@ -134,7 +134,9 @@ class EtcdChannel:
             except asyncio.CancelledError:
                 raise _given_up(self.endpoint) from None
 
-    async def stream(self, name: str, requests: AsyncIterator[Any], silence_s: float | None = None) -> AsyncGenerator[Any, None]:
+    async def stream(
+        self, name: str, requests: AsyncIterator[Any], silence_s: float | None = None
+    ) -> AsyncGenerator[Any, None]:
         """Open a bidirectional stream, as `Watch.Watch`, and yield its answers until it ends or fails.
 
         No answer for `silence_s` seconds is a failure too, as is a StoreUnavailableError that `requests` raises: a

@@ -46,9 +46,7 @@ class Link:
         self._random = random
         self._held: list[tuple[Callable[[], None], Callable[[], None]]] = []
 
-    def send(
-        self, deliver: Callable[[], None], lose: Callable[[], None], *, out: bool, not_before: float = 0.0
-    ) -> float:
+    def send(self, deliver: Callable[[], None], lose: Callable[[], None], *, out: bool, not_before: float = 0.0) -> float:
         """Have something arrive at the other end, some time; return when. `lose` is called if its connection breaks first."""
         if self.out_cut if out else self.in_cut:
             self._held.append((deliver, lose))

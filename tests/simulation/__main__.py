@@ -1,4 +1,4 @@
-"""`python -m tests.simulation [--seeds N] [--first-seed S]`: play scenarios, and print the shrunk schedule of each that fails."""
+"""`python -m tests.simulation [--seeds N] [--first-seed S]`: play scenarios; of each that fails print the shrunk schedule."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main() -> int:
     spent_s = time.process_time() - began
     print(
         f"{options.seeds} seeds from {options.first_seed}: {len(failed)} failed {failed or ''}\n"
-        f"{simulated_s / 60:.0f} minutes of simulated time in {spent_s / 60:.2f} of the processor's: {simulated_s / spent_s:.0f} to 1\n"
+        f"{simulated_s / 60:.0f} simulated minutes in {spent_s / 60:.2f} of the processor's: {simulated_s / spent_s:.0f} to 1\n"
         f"{faults} faults, {promotions} promotions; healed after {slowest_s:.1f} s at the latest"
     )
     return 1 if failed else 0

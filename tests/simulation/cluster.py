@@ -92,7 +92,13 @@ class Cluster(Network):
     def _add_host(self, name: str) -> None:
         options = EtcdOptions(ENDPOINTS, timeout_s=self.timing.timeout_s)
         settings = NodeSettings(
-            host=name, cluster=CLUSTER, etcd=options, socket_path=Path("/s"), state_dir=Path("/d"), address=name, timing=self.timing
+            host=name,
+            cluster=CLUSTER,
+            etcd=options,
+            socket_path=Path("/s"),
+            state_dir=Path("/d"),
+            address=name,
+            timing=self.timing,
         )
         host = Host(self, name, settings, Link(self.world, self.random), Random(f"{name}/{self.random.random()}"))
         self.hosts[name] = host
@@ -285,8 +291,10 @@ class Cluster(Network):
 
     def _host_gone(self, name: str) -> None:
         """The lease of a host has ended: nothing may run there."""
-        assignments = self.records(Kind.ASSIGNMENTS)
-        if any(s.host == name and (app, s.incarnation) in self._used for (app,), a in assignments.items() for s in a.seats):
+        assignments, failures = self.records(Kind.ASSIGNMENTS), self.records(Kind.FAILURES)
+        seats = [(app, s.incarnation) for (app,), a in assignments.items() for s in a.seats if s.host == name]
+        reported = {key for key in seats if (f := failures.get((key[0], str(key[1])))) and f.kind is not FailureKind.HOST}
+        if self._used & (set(seats) - reported):
             self._vanished[name] = self.world.now
             self._check_most(name)
         for process in self.hosts[name].running("app"):

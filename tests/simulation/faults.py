@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from attrs import evolve
 
@@ -17,7 +18,8 @@ from tests.simulation.cluster import CLUSTER, ENDPOINTS, Cluster
 from tests.simulation.machine import Process
 from tests.simulation.scenario import App, Fault
 
-Undo = Callable[[], None]
+T = TypeVar("T")
+Undo = Callable[[], object]
 
 
 def inject(cluster: Cluster, fault: Fault) -> None:
@@ -86,7 +88,6 @@ def introduce(cluster: Cluster, app: App) -> None:
 
 def enrol(cluster: Cluster, registration: Registration) -> None:
     """Register it from elsewhere, unless it is there."""
-
     cluster.do(lambda store: _enrol(cluster, store, registration))
 
 
@@ -108,7 +109,9 @@ def remove(cluster: Cluster, name: str) -> None:
     key = Key(Kind.REGISTRATIONS, (name,))
 
     async def work(store: Store) -> None:
-        await insist("remove", lambda: store.commit(Txn((Exists(key),), (Delete(key), Delete(Key(Kind.PAUSES, ("app", name)))))))
+        await insist(
+            "remove", lambda: store.commit(Txn((Exists(key),), (Delete(key), Delete(Key(Kind.PAUSES, ("app", name))))))
+        )
 
     cluster.do(work)
 
@@ -141,6 +144,11 @@ def unpause(cluster: Cluster, name: str | None = None) -> None:
 
 
 # --- faults -------------------------------------------------------------------------------------------------------------
+
+
+def _each(do: Callable[[T], object], things: Iterable[T]) -> None:
+    for thing in things:
+        do(thing)
 
 
 def _copy(cluster: Cluster, fault: Fault, *, primary: bool | None) -> Application | None:
@@ -225,7 +233,7 @@ def _stop_host(cluster: Cluster, fault: Fault) -> Undo:
     stopped = list(cluster.hosts[fault.target].processes.values())
     for process in stopped:
         process.stop()
-    return lambda: [process.go_on() for process in stopped] and None
+    return lambda: _each(Process.go_on, stopped)
 
 
 def _lose_power(cluster: Cluster, fault: Fault) -> Undo:
@@ -315,7 +323,7 @@ def _etcd_leaderless(cluster: Cluster, fault: Fault) -> Undo:
 def _etcd_stalls(cluster: Cluster, fault: Fault) -> Undo:
     for endpoint in ENDPOINTS:
         cluster.etcd.freeze(endpoint)
-    return lambda: [cluster.etcd.thaw(endpoint) for endpoint in ENDPOINTS] and None
+    return lambda: _each(cluster.etcd.thaw, ENDPOINTS)
 
 
 def _etcd_member_down(cluster: Cluster, fault: Fault) -> Undo:
@@ -331,7 +339,7 @@ def _etcd_member_stops(cluster: Cluster, fault: Fault) -> Undo:
 def _etcd_down(cluster: Cluster, fault: Fault) -> Undo:
     for endpoint in ENDPOINTS:
         cluster.etcd.shut(endpoint)
-    return lambda: [cluster.etcd.start(endpoint) for endpoint in ENDPOINTS] and None
+    return lambda: _each(cluster.etcd.start, ENDPOINTS)
 
 
 def _remove(cluster: Cluster, fault: Fault) -> None:

@@ -97,7 +97,7 @@ class Guardian(Process):
             return
         self._began_at = self.loop.time()
         self.watchdog = watchdog = self._start_watchdog(self)
-        watchdog.on_exit.append(lambda: self.loop.call_soon(self._lost_watchdog, watchdog) and None)
+        watchdog.on_exit.append(lambda: self.loop.call_soon(self._lost_watchdog, watchdog))
 
     def greet(self) -> None:
         """Tell a new WatchDog everything there is."""
@@ -162,7 +162,7 @@ class Guardian(Process):
         ward.mark, ward.is_child = f"{self.name}/{ward.name}.{message['number']}", True
         process = ward.process = self._start_program(self, ward.name, message)
         ward.pid = process.pid
-        process.on_exit.append(lambda: self.loop.call_soon(self._reap, ward, process) and None)
+        process.on_exit.append(lambda: self.loop.call_soon(self._reap, ward, process))
         self.send("spawned", ward=ward.name, pid=ward.pid, started=1, mark=ward.mark)
 
     def _reap(self, ward: Ward, process: Process) -> None:
@@ -202,9 +202,9 @@ class Guardian(Process):
         self._enforcing = self.loop.call_at(next_at + 0.0005, self._enforce)
 
     def _complain_of_watchdog(self, ward: Ward) -> None:
-        """The WatchDog should have ended it before, if it could."""
+        """The WatchDog should have ended it before, if it could. A new one cannot before it has read what it took over."""
         ttl_s = self.host.settings.lease_ttl_s
-        if self.watchdog is not None and self.watchdog.was_steady(ttl_s) and self.was_steady(ttl_s):
+        if self.watchdog is not None and self.watchdog.was_steady(2 * ttl_s) and self.was_steady(ttl_s):
             self.host.network.complain(f"the WatchDog of {self.host.name} has not ended {ward.name} before its deadline")
 
     def _backstopped(self) -> None:

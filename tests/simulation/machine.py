@@ -86,7 +86,7 @@ class Process:
         self.is_stopped = False
         self.steady_since = network.world.now  # for how long it has not been stopped
         self.status: int | None = None  # as wait tells it
-        self.on_exit: list[Callable[[], None]] = []
+        self.on_exit: list[Callable[[], object]] = []
         self.ends: dict[End, None] = {}
         self.main: asyncio.Task[Any] | None = None
         self._dying: Handle | None = None
@@ -364,7 +364,7 @@ class SimulatedReplicaProcess(ReplicaProcess):
             return False
         self._alive[pid] = pid
         loop = asyncio.get_running_loop()
-        process.on_exit.append(lambda: loop.call_soon(self._on_end, process) and None)
+        process.on_exit.append(lambda: loop.call_soon(self._on_end, process))
         return True
 
     def _on_end(self, process: Process) -> None:
@@ -497,9 +497,7 @@ class SimulatedPeerClient(PeerClient):
         await asyncio.sleep(within_s)
         return False
 
-    async def _ask(
-        self, address: str, method: str, argument: tuple[str, float], within_s: float
-    ) -> tuple[bool, Answer | None]:
+    async def _ask(self, address: str, method: str, argument: tuple[str, float], within_s: float) -> tuple[bool, Answer | None]:
         here = self._owner.host
         network, there = here.network, here.network.hosts[address.partition(":")[0]]
         loop = self._owner.loop

@@ -55,7 +55,9 @@ def _never_left() -> AbstractContextManager[Any]:
 
 def _guardian_is_told_nothing() -> AbstractContextManager[Any]:
     keep = Guard.keep
-    return patch.multiple(Guard, until=lambda self, deadlines: None, keep=lambda self, ward, memo, until=None: keep(self, ward, memo))
+    return patch.multiple(
+        Guard, until=lambda self, deadlines: None, keep=lambda self, ward, memo, until=None: keep(self, ward, memo)
+    )
 
 
 def _no_backstop() -> AbstractContextManager[Any]:
@@ -258,7 +260,7 @@ def _margins_forgotten() -> AbstractContextManager[Any]:
         return None if self.own is None else min(self.own.deadline, self._host.deadline) + 0.7
 
     async def ended(self: Hold) -> None:
-        while (left := self.left) > 0:
+        while (left := self.left) > 0:  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(left)
 
     left = property(lambda self: min(lease.deadline for lease in self._leases) + 0.5 - self._clock())
@@ -294,16 +296,22 @@ MUTATIONS = (
     Mutation("not killed", "reported, released and replaced without a kill", _not_killed),
     Mutation("no brake", "the loss of most hosts is believed at once", _no_brake),
     Mutation("succession not exclusive", "a manager's plan ignores that a successor was called", _succession_not_exclusive),
-    Mutation("old successor", "a successor is called by an assignment that is no longer the newest", _succession_of_an_old_assignment),
+    Mutation(
+        "old successor", "a successor is called by an assignment that is no longer the newest", _succession_of_an_old_assignment
+    ),
     Mutation("same epoch", "a successor goes on with the epoch of the dead primary", _same_epoch),
     Mutation("begun again", "a WatchDog starts an incarnation again that has ended", _begun_again),
-    Mutation("sessions not compared", "a WatchDog makes placements true that an earlier stay was given", _sessions_not_compared),
+    Mutation(
+        "sessions not compared", "a WatchDog makes placements true that an earlier stay was given", _sessions_not_compared
+    ),
     Mutation("snapshot ends nothing", "what a snapshot does not show goes on", _snapshot_ends_nothing),
     Mutation("resumed too late", "a restarted WatchDog takes its leases for freshly renewed", _resumed_too_late),
     Mutation("next revision", "a watch resumes after the revision it knows", _watch_from_the_next_revision),
     Mutation("compaction ignored", "after a compaction nothing is read again", _compaction_ignored),
     Mutation("late writes count", "what a replica shows may be overwritten by an older state", _late_writes_count),
-    Mutation("by hand without deadline", "a copy that was started by hand is told no deadline", _hand_made_copies_without_deadline),
+    Mutation(
+        "by hand without deadline", "a copy that was started by hand is told no deadline", _hand_made_copies_without_deadline
+    ),
     Mutation("hangs unseen", "nobody looks at signs of life", _hangs_unseen),
     Mutation("degree not restored", "a lost backup is not replaced", _degree_not_restored),
     Mutation("lost hosts not reported", "the SuperWatchDog says nothing", _hosts_not_reported),

@@ -173,8 +173,8 @@ def _leftovers(cluster: Cluster) -> list[str]:
     """Say what is there that belongs to no host and no manager."""
     left = [copy.name for name in cluster.registrations for copy in cluster.copies(name)]
     store = cluster.etcd.store
-    keys = [key.decode().split("/", 3)[3] for key in store.keys()]
+    keys = [key.decode().split("/", 3)[3] for key in store.keys(b"/")]
     left += [key for key in keys if not key.startswith(("hosts/", "leaders/"))]
-    used = {store.record(key).lease for key in store.keys()}
+    used = {store.record(key).lease for key in store.keys(b"/")}
     left += [f"lease {lease:x}" for lease in store.leases if lease not in used]
     return left
