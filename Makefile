@@ -19,7 +19,7 @@ demo: $(READY)   ## fail-overs of all styles on an embedded etcd, as they happen
 	$(BIN)/etcdreplica demo
 
 test: lint       ## lint, types and all tests this machine allows
-	$(BIN)/pytest --numprocesses 6 --dist loadfile --no-loadscope-reorder
+	LAB=short $(BIN)/pytest --numprocesses 8 --dist loadfile --no-loadscope-reorder
 
 unit: $(READY)   ## only the tests that need no etcd
 	$(BIN)/pytest tests/unit
@@ -30,7 +30,7 @@ integration: $(READY)  ## only the tests with a real etcd and real processes
 simulation: $(READY)  ## the control plane on simulated hosts: SEEDS=1000 FIRST_SEED=1
 	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),1000) --first-seed $(or $(FIRST_SEED),1)
 
-lab: $(READY)    ## tests with network namespaces as hosts; needs root
+lab: $(READY)    ## random faults on hosts in network namespaces (LAB_MINUTES=60 for long, LAB_SEED= to repeat); needs root
 	$(BIN)/pytest tests/lab
 
 lint: $(READY)   ## style, types, layers

@@ -104,6 +104,10 @@ class StoreUnavailableError(StoreError):
     """No endpoint answered in time. A write may or may not have happened: read before deciding again."""
 
 
+class EtcdReplacedError(StoreUnavailableError):
+    """What answers is not the etcd of before, or has forgotten a part; it counts as one that does not answer."""
+
+
 class StoreDeniedError(StoreError):
     """etcd refuses the user, the password or the permission."""
 

@@ -396,11 +396,29 @@ class Pause:
 
 
 @frozen
+class Origin:
+    """Which etcd this is, so that another one is not taken for it.
+
+    `replaces`: the origin in whose place it was accepted. All epochs from then on are above `floor`.
+    """
+
+    id: str
+    replaces: str = ""
+    floor: int = 0
+    by: str = ""
+
+
+@frozen
 class Succession:
-    """The promotion of a successor, written together with the failure of the primary it follows."""
+    """The promotion of a successor, written together with the failure of the primary it follows.
+
+    `in_sync`: of a replicated object the in-sync set as it stood then, with its mod revision; it cannot have changed since.
+    """
 
     epoch: int
     incarnation: int  # of the replica that died
+    in_sync: InSync | None = None
+    in_sync_revision: int = 0
 
 
 @frozen

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from etcdreplica.app.protocol import GUARDIAN_ENV
-from etcdreplica.cli.options import CHECKPOINT_OPTIONS, host_options, manager_options, node_settings
+from etcdreplica.cli.options import CHECKPOINT_OPTIONS, daemon_store, host_options, manager_options, node_settings
 
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
 
@@ -43,13 +43,12 @@ def node_command(no_manager: bool, no_checkpoints: bool, verbose: bool, **option
     from etcdreplica.daemon.guard import Guard
     from etcdreplica.daemon.node import Node
     from etcdreplica.daemon.service import serve
-    from etcdreplica.store import Store
 
     _log(verbose)
 
     async def run() -> None:
         guard = await Guard.connect()
-        async with Store(settings.etcd, settings.cluster) as store:
+        async with daemon_store(settings) as store:
             manager = None if no_manager else _environment(options, _MANAGER_NAMES)
             checkpoints = None if no_checkpoints else {**_REUSE_MEMORY, **_environment(options, _CHECKPOINT_NAMES)}
             await Node(settings, store, guard, manager, checkpoints).run()
@@ -72,13 +71,12 @@ def watchdog_command(verbose: bool, **options: Any) -> None:
     from etcdreplica.daemon.guard import Guard
     from etcdreplica.daemon.service import serve
     from etcdreplica.daemon.watchdog import WatchDog
-    from etcdreplica.store import Store
 
     _log(verbose)
 
     async def run() -> None:
         guard = await Guard.connect()
-        async with Store(settings.etcd, settings.cluster) as store:
+        async with daemon_store(settings) as store:
             await WatchDog(settings, store, guard).run()
 
     serve(run())
@@ -97,13 +95,12 @@ def manager_command(verbose: bool, **options: Any) -> None:
     from etcdreplica.daemon.manager import Manager
     from etcdreplica.daemon.peers import PeerClient
     from etcdreplica.daemon.service import serve
-    from etcdreplica.store import Store
 
     _log(verbose)
     settings = node_settings(**options)
 
     async def run() -> None:
-        async with Store(settings.etcd, settings.cluster) as store:
+        async with daemon_store(settings) as store:
             await Manager(store, settings.host, settings.lease_ttl_s, peers=PeerClient(settings.peer_tls)).run()
 
     serve(run())
@@ -124,14 +121,13 @@ def checkpoint_server_command(verbose: bool, **options: Any) -> None:
     from etcdreplica.app.kernel import set_precedence
     from etcdreplica.checkpoint.server import CheckpointServer
     from etcdreplica.daemon.service import serve
-    from etcdreplica.store import Store
 
     _log(verbose)
     settings = node_settings(**options)
     set_precedence(0)  # it must not compete with the daemon that renews leases
 
     async def run() -> None:
-        async with Store(settings.etcd, settings.cluster) as store:
+        async with daemon_store(settings) as store:
             await CheckpointServer(settings, store).run()
 
     serve(run())
@@ -199,7 +195,7 @@ def _environment(options: dict[str, Any], names: Iterable[str]) -> dict[str, str
 _REUSE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 _VARIABLES = {"lease_ttl_s": "LEASE_TTL", "socket_path": "SOCKET", "checkpoint_mib_s": "CHECKPOINT_BANDWIDTH"}
 _MANAGER_NAMES = (
-    *("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host", "timing", "lease_ttl_s"),
+    *("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host", "timing", "lease_ttl_s", "state_dir"),
     *("peer_ca", "peer_cert", "peer_key"),
 )
-_CHECKPOINT_NAMES = (*_MANAGER_NAMES, "address", "state_dir", "socket_path", "insecure", *CHECKPOINT_OPTIONS)
+_CHECKPOINT_NAMES = (*_MANAGER_NAMES, "address", "socket_path", "insecure", *CHECKPOINT_OPTIONS)

@@ -68,15 +68,16 @@ _TIMING = (
         help="That time in seconds. [default: as --timing says]",
     ),
 )
+_STATE_DIR = click.option(
+    "--state-dir",
+    envvar="ETCDREPLICA_STATE_DIR",
+    type=click.Path(path_type=Path),
+    help="Where state and logs go. [default: /var/lib/etcdreplica, or ~/.local/state/etcdreplica]",
+)
 _HOST = (
     click.option("--host", envvar="ETCDREPLICA_HOST", help="Name of this host. [default: its host name]"),
     click.option("--address", envvar="ETCDREPLICA_ADDRESS", help="Where other hosts reach it. [default: its host name]"),
-    click.option(
-        "--state-dir",
-        envvar="ETCDREPLICA_STATE_DIR",
-        type=click.Path(path_type=Path),
-        help="Where state and logs go. [default: /var/lib/etcdreplica, or ~/.local/state/etcdreplica]",
-    ),
+    _STATE_DIR,
     click.option(
         "--socket",
         "socket_path",
@@ -159,7 +160,7 @@ def host_options(function: F) -> F:
 
 def manager_options(function: F) -> F:
     """Add the options of a candidate for ReplicaManager, the connection included."""
-    return _all((*_CONNECTION, _HOST[0], *_PEER_TLS, *_TIMING))(function)
+    return _all((*_CONNECTION, _HOST[0], _STATE_DIR, *_PEER_TLS, *_TIMING))(function)
 
 
 def etcd_options(
@@ -204,6 +205,15 @@ def node_settings(labels: tuple[str, ...] = (), **options: Any) -> NodeSettings:
         peer_tls=peer_tls(**options),
         **{name: options[name] for name in (*given, *CHECKPOINT_OPTIONS) if options.get(name) is not None},
     )
+
+
+def daemon_store(settings: NodeSettings) -> Store:
+    """Return the store of a daemon, which works with no other etcd than the one of before."""
+    from etcdreplica.store import Lineage, Store
+    from etcdreplica.store.lineage import FILE_NAME
+
+    lineage = Lineage(settings.state_dir / FILE_NAME, settings.lease_ttl_s)
+    return Store(settings.etcd, settings.cluster, lineage=lineage)
 
 
 def with_store(work: Callable[[Store], Awaitable[T]], **options: Any) -> T:

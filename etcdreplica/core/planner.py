@@ -110,11 +110,13 @@ class _Step:
         return Decision(Plan(self.draft, tuple(failure.incarnation for failure in self.failures), self._events()))
 
     def _begin(self) -> Assignment:
-        old, revision = self.app.assignment, self.app.registration_revision
+        old, revision, floor = self.app.assignment, self.app.registration_revision, self.cluster.floor
         if old is None:
             self.memory.clear()
-            first = self.cluster.revision  # above any number an earlier application of this name has used
+            first = floor + self.cluster.revision  # above any number an earlier application of this name has used
             return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING, born=first)
+        if old.epoch < floor:  # another etcd may have gone on from here
+            old = evolve(old, epoch=floor, incarnation=floor * MAX_DEGREE, successor=None)
         if old.state in ENDED:  # registered once more
             self.memory.clear()
             return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING, born=old.born)

@@ -92,6 +92,7 @@ class ClusterView:
     seats: Counter[str] = Factory(Counter)  # how many seats each host has
     pause: Pause | None = None  # of the whole cluster
     pause_revision: int = 0
+    floor: int = 0  # below it are the epochs that an etcd before this one has used
     losses: dict[str, Loss] = Factory(dict)  # by host; what we found ourselves, so that no snapshot clears it
 
     def app(self, name: str) -> AppView:
@@ -128,7 +129,7 @@ class ClusterView:
         self.servers.clear()
         self.apps.clear()
         self.seats.clear()
-        self.pause, self.pause_revision = None, 0
+        self.pause, self.pause_revision, self.floor = None, 0, 0
 
     def apply(self, kind: str, names: tuple[str, ...], value: Any, revision: int, created: int, error: str = "") -> set[str]:
         """Take one change; `value` None deletes, `error` says that the value cannot be read. Return the apps touched."""
@@ -145,6 +146,9 @@ class ClusterView:
                 self.servers.pop(names[0], None)
             else:
                 self.servers[names[0]] = value
+        if kind == "origin":
+            self.floor = value.floor if value is not None else 0
+            return set(self.apps)
         if kind in ("leaders", "servers"):
             return set()
         if kind == "pauses" and names[0] == "cluster":

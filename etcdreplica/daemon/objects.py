@@ -4,7 +4,7 @@
 fails once anything is otherwise than the primary believes: the set, this host's placement, or that no successor was called.
 For the last, the WatchDog remembers the set: it calls a successor only while that is in sync, by a transaction that fails
 once the set has changed. So of a change and a succession at most one happens, in whatever order etcd takes them, and the
-successor is called without reading anything first.
+successor is called without reading anything first. It is called with the set, and need not read that either.
 
 `Copies` belongs to the WatchDog. It follows the copies of every object that has a process, or a client, on this host, and
 tells them: the one to reach each other, the other to reach them.
@@ -18,15 +18,15 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from attrs import Factory, define, evolve, frozen
+from attrs import Factory, define, evolve
 
 from etcdreplica.app.protocol import Message
 from etcdreplica.daemon.addresses import is_loopback, split
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.errors import ProtocolError, StoreDeniedError, StoreError
-from etcdreplica.model import InSync, Member, Placement, Registration, Replica
-from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Put, Snapshot, Store, Txn, Unchanged
+from etcdreplica.model import InSync, Member, Placement, Registration, Replica, Succession
+from etcdreplica.store import Changes, Corrupt, Key, Kind, Put, Snapshot, Store, Txn, Unchanged
 from etcdreplica.words import MAX_DEGREE, Role, check_count, check_name
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,8 @@ def welcome_fields(settings: NodeSettings, registration: Registration, placement
 # --- the in-sync set -------------------------------------------------------------------------------------------------
 
 
-@frozen
-class Known:
-    """A record that has stood in etcd, and its mod revision."""
-
-    revision: int
-    hosts: frozenset[str]
+Record = tuple[InSync, int]  # as it has stood in etcd, and its mod revision
+NO_RECORD = InSync(0, 0, ()), 0
 
 
 class InSyncSet:
@@ -70,7 +66,7 @@ class InSyncSet:
         self._host = host
         self._standing = standing
         self._key = Key(Kind.IN_SYNC, (app,))
-        self._known: Known | None = None  # the newest one, unless it may be changing
+        self._known: Record = NO_RECORD  # the newest one, unless it may be changing
         self._changing = False
         self._foreign = 0  # mod revision of what an earlier application of this name has left
         self._placed = asyncio.Event()
@@ -80,12 +76,20 @@ class InSyncSet:
         """The run has a newer placement."""
         self._placed.set()
 
-    def succession(self, placement: Placement) -> tuple[Placement, tuple[Unchanged, ...]]:
-        """Return whom a dying primary may call, as a placement, and what must hold for that."""
-        known = self._known
-        if known is None or placement.successor not in known.hosts:
-            return evolve(placement, successor=None), ()
-        return placement, (Unchanged(self._key, known.revision),)
+    def succession(self, placement: Placement) -> tuple[Placement, Record | None]:
+        """Return whom a dying primary may call, as a placement, and with which set."""
+        record, _ = self._known
+        if placement.successor not in [member.host for member in record.members]:
+            return evolve(placement, successor=None), None
+        return placement, self._known
+
+    def called(self, succession: Succession, connection: AppConnection | None) -> None:
+        """Tell the process what the set is for which it is called. From then on only this WatchDog changes it."""
+        if succession.in_sync is not None:
+            record = succession.in_sync, succession.in_sync_revision
+            self._learn(*record)
+            if connection is not None:
+                _tell(connection, 0, *record)
 
     def take(self, message: Message, connection: AppConnection) -> bool:
         """Deal with a message of the process, if it is about the set. Raises ProtocolError, ValueError, KeyError."""
@@ -97,7 +101,7 @@ class InSyncSet:
             if self._changing:
                 connection.send("changed", question=question, error="another change is under way", unknown=True)
                 return True
-            self._changing, self._known = True, None
+            self._changing, self._known = True, NO_RECORD
             self._spawn(self._change(question, revision, members, connection))
         else:
             return False
@@ -110,50 +114,46 @@ class InSyncSet:
 
     async def _tell(self, question: int, connection: AppConnection) -> None:
         try:
-            entry = await self._read()
+            record = await self._read()
         except StoreError as error:
             connection.send("members", question=question, error=str(error))
-            return
-        revision, record = (entry.mod_revision, entry.value) if entry else (0, InSync(0, 0, ()))
-        rows = [[member.host, member.incarnation] for member in record.members]
-        connection.send(
-            "members", question=question, revision=revision, epoch=record.epoch, primary=record.primary, members=rows
-        )
+        else:
+            _tell(connection, question, *record)
 
-    async def _read(self) -> Entry | None:
+    async def _read(self) -> Record:
         """Read the record of this application, and remember it."""
         entry = await self._store.get(self._key)
-        if entry is not None and entry.value.epoch < self._standing()[0].born:
-            self._foreign, entry = entry.mod_revision, None
-        else:
-            self._foreign = 0
-        if entry is not None and not self._changing:
-            self._learn(entry.mod_revision, entry.value)
-        return entry
+        record, revision = (entry.value, entry.mod_revision) if entry is not None else NO_RECORD
+        self._foreign = 0
+        if entry is not None and record.epoch < self._standing()[0].born:
+            self._foreign, (record, revision) = revision, NO_RECORD
+        if not self._changing:
+            self._learn(record, revision)
+        return record, revision
 
-    def _learn(self, revision: int, record: InSync) -> None:
-        if self._known is None or self._known.revision < revision:
-            self._known = Known(revision, frozenset(member.host for member in record.members))
+    def _learn(self, record: InSync, revision: int) -> None:
+        if self._known[1] < revision:
+            self._known = record, revision
 
     async def _change(self, question: int, revision: int, members: tuple[Member, ...], connection: AppConnection) -> None:
-        error, unknown, written = "", False, 0
+        error, unknown, written = "", False, NO_RECORD
         try:
             written, error = await self._write(revision, members)
         except StoreError as lost:
             error, unknown = str(lost), not isinstance(lost, StoreDeniedError)
         finally:
             self._changing = False
-        if written:
-            self._learn(written, InSync(0, 0, members))
-            connection.send("changed", question=question, revision=written)
+        if not error and not unknown:
+            self._learn(*written)
+            connection.send("changed", question=question, revision=written[1])
             return
         if not unknown:
             with contextlib.suppress(StoreError):  # then nothing is remembered until the process asks
                 await self._read()
         connection.send("changed", question=question, error=error, unknown=unknown)
 
-    async def _write(self, expected: int, members: tuple[Member, ...]) -> tuple[int, str]:
-        """Write the set over the record of revision `expected`; return the new revision, or 0 and why nothing was written.
+    async def _write(self, expected: int, members: tuple[Member, ...]) -> tuple[Record, str]:
+        """Write the set over the record of revision `expected`; return what stands now, or why nothing was written.
 
         A manager writes placements anew for reasons of its own, above all just after a promotion, so the placement may be
         in the way although nothing has changed for this primary. Raises StoreError when it is unknown what happened.
@@ -163,7 +163,7 @@ class InSyncSet:
             placement, placed = self._standing()
             over = expected or self._foreign
             if placement.role is not Role.PRIMARY:
-                return 0, f"{self._host} is not the primary"
+                return NO_RECORD, f"{self._host} is not the primary"
             conditions = [
                 Unchanged(self._key, over),
                 Unchanged(Key(Kind.PLACEMENTS, (self._host, self._app)), placed),
@@ -173,13 +173,13 @@ class InSyncSet:
             record = InSync(placement.epoch, placement.incarnation, members)
             result = await self._store.commit(Txn(tuple(conditions), (Put(self._key, record),)))
             if result.succeeded:
-                return result.revision, ""
+                return (record, result.revision), ""
             try:
-                entry = await self._read()
+                _, found = await self._read()
             except StoreError as error:
-                return 0, f"a condition of the write failed, and which one cannot be read: {error}"
-            if (entry.mod_revision if entry is not None else 0) != expected:
-                return 0, "the in-sync set has changed meanwhile: a condition of the write failed"
+                return NO_RECORD, f"a condition of the write failed, and which one cannot be read: {error}"
+            if found != expected:
+                return NO_RECORD, "the in-sync set has changed meanwhile: a condition of the write failed"
             if over != (expected or self._foreign):
                 continue
             with contextlib.suppress(TimeoutError):
@@ -189,7 +189,12 @@ class InSyncSet:
                         self._placed.clear()
             if self._standing()[1] == placed:
                 break
-        return 0, "the placement of this primary has changed: a condition of the write failed"
+        return NO_RECORD, "the placement of this primary has changed: a condition of the write failed"
+
+
+def _tell(connection: AppConnection, question: int, record: InSync, revision: int) -> None:
+    rows = [[member.host, member.incarnation] for member in record.members]
+    connection.send("members", question=question, revision=revision, epoch=record.epoch, primary=record.primary, members=rows)
 
 
 def _members(value: object) -> tuple[Member, ...]:

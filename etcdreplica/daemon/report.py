@@ -6,7 +6,7 @@ not take away what a later incarnation shows.
 
 from __future__ import annotations
 
-from etcdreplica.model import Failure, Placement, Succession
+from etcdreplica.model import Failure, InSync, Placement, Succession
 from etcdreplica.store import Delete, Exists, Held, Key, Kind, Put, Txn, Unchanged
 from etcdreplica.words import Role
 
@@ -18,17 +18,21 @@ def withdrawal(app: str, host: str, lease: int) -> Txn:
 
 
 def report(
-    app: str, failure: Failure, placement: Placement, revision: int, lease: int, more: tuple[Unchanged, ...] = ()
+    app: str, failure: Failure, placement: Placement, revision: int, lease: int, in_sync: tuple[InSync, int] | None = None
 ) -> Txn:
     """Take the replica back, say how it ended, and call the successor.
 
-    The successor is called only if it is there, `revision` is the newest assignment, and `more` holds; else a manager decides.
+    The successor is called only if it is there, `revision` is the newest assignment, and the in-sync set, given with its mod
+    revision, has not changed; else a manager decides.
     """
     key = Key(Kind.REPLICAS, (app, failure.host))
     put = Put(Key(Kind.FAILURES, (app, str(failure.incarnation))), failure)
     if placement.successor is None or placement.role is not Role.PRIMARY:
         return Txn((Held(key, lease),), (Delete(key), put), (put,))
-    succession = Put(Key(Kind.SUCCESSIONS, (placement.successor, app)), Succession(placement.epoch + 1, placement.incarnation))
+    record, at = in_sync or (None, 0)
+    succession = Succession(placement.epoch + 1, placement.incarnation, record, at)
     newest = Unchanged(Key(Kind.ASSIGNMENTS, (app,)), revision)
     there = Exists(Key(Kind.REPLICAS, (app, placement.successor)))
-    return Txn((newest, there, *more, Held(key, lease)), (succession, Delete(key), put), (put,))
+    same = (Unchanged(Key(Kind.IN_SYNC, (app,)), at),) if record is not None else ()
+    call = Put(Key(Kind.SUCCESSIONS, (placement.successor, app)), succession)
+    return Txn((newest, there, *same, Held(key, lease)), (call, Delete(key), put), (put,))

@@ -150,6 +150,8 @@ class Run:
     def succeed(self, succession: Succession) -> None:
         """The primary of the epoch before is dead, and this replica was named to follow it."""
         if self.placement.role is Role.BACKUP and succession.epoch == self.placement.epoch + 1:
+            if self._in_sync is not None:
+                self._in_sync.called(succession, self._connection)
             self.promote(self.placement.promoted(), self._context.clock())
 
     def promote(self, placement: Placement, decided_at: float) -> None:
@@ -534,8 +536,8 @@ class Run:
         )
         if kind is FailureKind.DONE:
             placement = evolve(placement, successor=None)
-        placement, more = self._in_sync.succession(placement) if self._in_sync is not None else (placement, ())
-        return report(self.app, failure, placement, self._revision, self.lease.id if self.lease else 0, more)
+        placement, in_sync = self._in_sync.succession(placement) if self._in_sync is not None else (placement, None)
+        return report(self.app, failure, placement, self._revision, self.lease.id if self.lease else 0, in_sync)
 
     def _remember(self) -> None:
         """Have the guardian know what the next WatchDog would have to know."""

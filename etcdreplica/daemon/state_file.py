@@ -17,6 +17,7 @@ import msgspec
 from attrs import frozen
 
 from etcdreplica.errors import ConfigurationError
+from etcdreplica.files import replace_file
 from etcdreplica.guardian.tree import Tree, end_all, kill_all, start_time
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class StateFile:
     def record_session(self, guardian: str, lease: int) -> None:
         """Note the guardian and the lease of a session."""
         self._guardian, self._lease = guardian, lease
-        self._write()
+        self._write(flush=True)  # nothing runs here yet that a slow disk could harm
 
     def record_process(self, app: str, pid: int, started: int | None) -> None:
         """Note a replica that was started by hand, which dies with nobody."""
@@ -119,10 +120,9 @@ class StateFile:
                     await asyncio.sleep(0.005)
         return found.lease
 
-    def _write(self) -> None:
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(Leftover(self._boot, self._guardian, self._lease, self._processes)))
-        temporary.replace(self._path)
+    def _write(self, *, flush: bool = False) -> None:
+        left = Leftover(self._boot, self._guardian, self._lease, self._processes)
+        replace_file(self._path, msgspec.json.encode(left), flush=flush)
 
 
 def _read(path: Path) -> Leftover | None:

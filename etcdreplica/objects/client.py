@@ -14,16 +14,14 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from attrs import define
+from attrs import define, frozen
 
-from etcdreplica.app.methods import QUERY, UPDATE
-from etcdreplica.app.protocol import VERSION as LOCAL_VERSION
-from etcdreplica.app.protocol import Decoder as LocalDecoder
-from etcdreplica.app.protocol import default_socket, encode
+from etcdreplica.app.methods import UPDATE
+from etcdreplica.app.protocol import default_socket
 from etcdreplica.clock import boottime
 from etcdreplica.errors import (
     ObjectError,
@@ -34,8 +32,8 @@ from etcdreplica.errors import (
     UnavailableError,
     UsageError,
 )
-from etcdreplica.objects.connection import Connection, dial
-from etcdreplica.objects.copies import Copy, copies_of
+from etcdreplica.objects.connection import Connection
+from etcdreplica.objects.finder import Finder
 from etcdreplica.objects.wire import (
     DONE,
     EXPIRED,
@@ -47,11 +45,9 @@ from etcdreplica.objects.wire import (
     SESSION,
     TOO_FEW,
     TOO_OLD,
-    VERSION,
     Answers,
     Asks,
     Calls,
-    Hello,
     Message,
     Refuse,
     Result,
@@ -62,30 +58,43 @@ from etcdreplica.objects.wire import (
 
 log = logging.getLogger(__name__)
 
-DIAL_S = 2.0
 EXPIRE_S = 0.1
 DEADLY = 2  # primaries that end while an update is under way, before it is not sent to another one
 AGAIN_S = 0.02  # before something that was refused is tried again
-REDIAL_S = (0.01, 0.5)
 BATCH_CALLS = 500
 BATCH_BYTES = 1 << 20
 MAX_CALL = 8 << 20
 MAX_OUTSTANDING = 20_000  # updates of one client
 
 
-@define(eq=False)
-class Pending:
-    """A call that is not answered yet. `done(error, value)` is called once."""
+@frozen
+class Request:
+    """One call. `until`: CLOCK_BOOTTIME; `max_age`: of a stale query. `done(error, value)` is called once, in its loop."""
 
-    number: int
     kind: str
-    call: tuple[int, str, Any, Any]  # as on the wire; the arguments are bytes already: the caller may change them
-    size: int
+    method: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
     max_age: float | None
     until: float
     done: Callable[[Exception | None, bytes], None]
+
+
+@define(eq=False)
+class Pending:
+    """A call that is not answered yet."""
+
+    number: int
+    request: Request
+    call: tuple[int, str, Any, Any]  # as on the wire; the arguments are bytes already: the caller may change them
+    size: int
     sent: int = 0  # how often
     primaries: int = 0  # that ended while it was under way
+
+    @property
+    def is_update(self) -> bool:
+        """Whether it is no query."""
+        return self.request.kind == UPDATE
 
 
 class Client:
@@ -93,25 +102,23 @@ class Client:
 
     def __init__(self, app: str, socket_path: str | None = None) -> None:
         self.app = app
-        self._socket = socket_path or default_socket()
         self._session = os.urandom(SESSION)
         self._new = True
         self._number = 0
         self._updates: dict[int, Pending] = {}  # in order; not answered
         self._queries: dict[int, Pending] = {}
         self._unsent: deque[Pending] = deque()
-        self._connections: dict[str, Connection] = {}  # by address
-        self._standing: dict[Connection, Standing] = {}
-        self._dialing: dict[str, asyncio.Task[None]] = {}
+        self._standing: dict[Connection, Standing] = {}  # of the copies that can be reached
         self._primary: Connection | None = None
         self._flushing = False
         self._refused: list[Pending] = []  # to be tried again
-        self._handed_over: deque[Any] = deque()
+        self._handed_over: deque[Request] = deque()
         self._taking = False
         self._why = "no copy has been found yet"
         self._loop = asyncio.get_running_loop()
         self.methods: asyncio.Future[dict[str, str]] = self._loop.create_future()  # by name their kind
-        self._tasks = [self._loop.create_task(self._locate()), self._loop.create_task(self._expire())]
+        self._expiring = self._loop.create_task(self._expire())
+        self._finder = Finder(app, socket_path or default_socket(), self._on_message, self._on_lost, self._on_trouble)
         self._closed = False
 
     async def found(self, timeout_s: float) -> dict[str, str]:
@@ -125,75 +132,56 @@ class Client:
     async def close(self) -> None:
         """Hang up. What is not answered fails."""
         self._closed = True
-        for task in (*self._tasks, *self._dialing.values()):
-            task.cancel()
-        for connection in list(self._connections.values()):
-            connection.close()
+        self._expiring.cancel()
+        self._finder.close()
         for pending in (*self._updates.values(), *self._queries.values()):
-            pending.done(self._given_up(pending, "the client was closed"), b"")
+            pending.request.done(self._given_up(pending, "the client was closed"), b"")
         self._updates.clear()
         self._queries.clear()
         await asyncio.sleep(0)
 
     # --- calls -----------------------------------------------------------------------------------------------------
 
-    def submit(
-        self,
-        kind: str,
-        method: str,
-        args: Iterable[Any],
-        kwargs: Mapping[str, Any],
-        max_age: float | None,
-        until: float,
-        done: Callable[[Exception | None, bytes], None],
-    ) -> Pending:
+    def submit(self, request: Request) -> Pending:
         """Begin a call. Raises UsageError, OverloadedError."""
         if self._closed:
             raise UsageError(f"this connection to {self.app} was closed")
-        waiting = self._updates if kind == UPDATE else self._queries
+        waiting = self._updates if request.kind == UPDATE else self._queries
         if len(waiting) >= MAX_OUTSTANDING:
             raise OverloadedError(f"{self.app}: {MAX_OUTSTANDING} calls of this client are not answered yet")
         try:
-            given = encode_value(list(args)), encode_value(dict(kwargs) or None)
+            given = encode_value(list(request.args)), encode_value(dict(request.kwargs) or None)
             for data in given:
                 msgspec.msgpack.decode(data)  # what can be written but not read would end the connection
         except Exception as error:
-            raise UsageError(f"the arguments of {method} cannot be sent as msgpack: {error}") from None
+            raise UsageError(f"the arguments of {request.method} cannot be sent as msgpack: {error}") from None
         size = len(given[0]) + len(given[1])
         if size > MAX_CALL:
-            raise UsageError(f"the arguments of {method} take {size} bytes; a call may take {MAX_CALL}")
+            raise UsageError(f"the arguments of {request.method} take {size} bytes; a call may take {MAX_CALL}")
         self._number += 1
-        call = (self._number, method, msgspec.Raw(given[0]), msgspec.Raw(given[1]))
-        pending = waiting[self._number] = Pending(self._number, kind, call, size, max_age, until, done)
+        call = (self._number, request.method, msgspec.Raw(given[0]), msgspec.Raw(given[1]))
+        pending = waiting[self._number] = Pending(self._number, request, call, size)
         self._unsent.append(pending)
         self._flush_soon()
         return pending
 
-    def begin_from_thread(
-        self,
-        kind: str,
-        method: str,
-        args: Iterable[Any],
-        kwargs: Mapping[str, Any],
-        max_age: float | None,
-        timeout_s: float,
-        done: Callable[[Exception | None, bytes], None],
-    ) -> None:
+    def submit_from_thread(self, request: Request) -> None:
         """Do the same from another thread; all errors go to `done`."""
-        until = boottime() + timeout_s
-        self._handed_over.append((kind, method, args, kwargs, max_age, until, done))
+        self._handed_over.append(request)
         if not self._taking:  # one wake-up for all that is handed over meanwhile
             self._taking = True
             self._loop.call_soon_threadsafe(self._take_over)
 
     def _take_over(self) -> None:
         self._taking = False  # first: what comes from now on wakes us again
+        self._flushing = True
         while self._handed_over:
-            call = self._handed_over.popleft()
+            request = self._handed_over.popleft()
             try:
-                self.submit(*call)
+                self.submit(request)
             except Exception as error:
-                call[-1](error, b"")
+                request.done(error, b"")
+        self._flush()
 
     async def _expire(self) -> None:
         """Give up what was not answered in time; all calls of a client have about the same patience."""
@@ -201,13 +189,13 @@ class Client:
             await asyncio.sleep(EXPIRE_S)
             now = boottime()
             for waiting in (self._updates, self._queries):
-                for pending in [p for p in waiting.values() if p.until <= now] if waiting else ():
+                for pending in [p for p in waiting.values() if p.request.until <= now] if waiting else ():
                     del waiting[pending.number]
-                    pending.done(self._given_up(pending, self._why or "no answer came in time"), b"")
+                    pending.request.done(self._given_up(pending, self._why or "no answer came in time"), b"")
 
     def _given_up(self, pending: Pending, why: str) -> Exception:
         what = f"{self.app}.{pending.call[1]}"
-        if pending.kind == UPDATE and pending.sent:
+        if pending.is_update and pending.sent:
             return OutcomeUnknownError(f"{what} was sent but not answered ({why}): it may have happened, but not twice")
         return UnavailableError(f"{what} was not answered ({why})")
 
@@ -218,18 +206,18 @@ class Client:
 
     def _flush(self) -> None:
         self._flushing = False
-        unsent = [p for p in self._unsent if p.number in (self._updates if p.kind == UPDATE else self._queries)]
+        unsent = [p for p in self._unsent if p.number in (self._updates if p.is_update else self._queries)]
         self._unsent.clear()
         updates: list[Pending] = []
         queries: dict[tuple[float | None, int], list[Pending]] = {}
         for pending in unsent:
-            if pending.kind == UPDATE:
+            if pending.is_update:
                 updates.append(pending)
             else:
-                queries.setdefault((pending.max_age, pending.sent), []).append(pending)
+                queries.setdefault((pending.request.max_age, pending.sent), []).append(pending)
         primary = self._primary
         if primary is None:
-            self._unsent.extend(pending for pending in unsent if pending.max_age is None)
+            self._unsent.extend(pending for pending in unsent if pending.request.max_age is None)
         else:
             for batch in _batches(updates):
                 below = next(iter(self._updates))
@@ -257,14 +245,14 @@ class Client:
         refused, self._refused = self._refused, []
         if self._closed:
             return
-        self._unsent.extend(pending for pending in refused if pending.kind == QUERY)
-        if any(pending.kind == UPDATE for pending in refused):
+        self._unsent.extend(pending for pending in refused if not pending.is_update)
+        if any(pending.is_update for pending in refused):
             self._resend_updates()
         else:
             self._flush_soon()
 
     def _resend_updates(self) -> None:
-        waiting = [pending for pending in self._unsent if pending.kind == QUERY]
+        waiting = [pending for pending in self._unsent if not pending.is_update]
         self._unsent = deque((*self._updates.values(), *waiting))
         self._flush_soon()
 
@@ -285,6 +273,14 @@ class Client:
             connection.close(message.reason)
         else:
             raise ProtocolError(f"a copy sent {type(message).__name__}")
+
+    def _on_lost(self, connection: Connection) -> bool:
+        was_of_use = self._standing.pop(connection, None) is not None
+        self._choose()
+        return was_of_use
+
+    def _on_trouble(self, why: str) -> None:
+        self._why = why
 
     def _choose(self) -> None:
         """Let the copy that is primary by the newest epoch have everything that is not answered."""
@@ -308,7 +304,7 @@ class Client:
             pending.primaries += pending.sent > 0
             if pending.primaries >= DEADLY:
                 del self._updates[pending.number]
-                pending.done(self._given_up(pending, f"{DEADLY} primaries ended while it was under way"), b"")
+                pending.request.done(self._given_up(pending, f"{DEADLY} primaries ended while it was under way"), b"")
 
     def _take(self, results: list[Result], waiting: dict[int, Pending]) -> None:
         refused: list[Pending] = []
@@ -318,16 +314,16 @@ class Client:
             if pending is None:
                 continue
             if code in (DONE, RAISED):
-                self._new = self._new and pending.kind == QUERY
+                self._new = self._new and not pending.is_update
                 del waiting[number]
-                pending.done(None if code == DONE else _error_of(value), bytes(value))
+                pending.request.done(None if code == DONE else _error_of(value), bytes(value))
             elif code in (NOT_PRIMARY, TOO_OLD) or (pending.sent > 1 and code in (OVERLOADED, TOO_FEW)):
                 refused.append(pending)  # of what was sent before it cannot be said that it has not happened
             elif code == FORGOTTEN:
                 forgotten = forgotten or number
             else:
                 del waiting[number]
-                pending.done(self._refusal(pending, code), b"")
+                pending.request.done(self._refusal(pending, code), b"")
         if forgotten:
             self._renew(forgotten)
         if refused:
@@ -343,7 +339,7 @@ class Client:
         pendings, self._updates = self._updates, {}
         for pending in pendings.values():
             if pending.sent > 1 or (pending.sent and pending.number < number):
-                pending.done(self._given_up(pending, "it was silent for so long that its session is forgotten"), b"")
+                pending.request.done(self._given_up(pending, "it was silent for so long that its session is forgotten"), b"")
                 continue
             self._number += 1
             pending.number, pending.sent = self._number, 0
@@ -358,73 +354,10 @@ class Client:
         if code == TOO_FEW:
             return UnavailableError(f"{what} has not happened: fewer copies are in sync than min_in_sync asks for")
         if code == EXPIRED:
-            return OutcomeUnknownError(f"{what} was overtaken by a later call: it may have happened, but not twice")
+            return OutcomeUnknownError(f"{what} may have happened, but not twice: what it came to is not kept any more")
         if code == NO_METHOD:
-            return UsageError(f"{self.app} has no {pending.kind} {pending.call[1]} that takes these arguments")
+            return UsageError(f"{self.app} has no {pending.request.kind} {pending.call[1]} that takes these arguments")
         return ObjectError(f"{what}: unknown answer {code}")
-
-    # --- finding the copies ----------------------------------------------------------------------------------------
-
-    async def _locate(self) -> None:
-        """Learn from the local node which copies there are, for as long as this client lives."""
-        delay = REDIAL_S[0]
-        while True:
-            try:
-                reader, writer = await asyncio.open_unix_connection(self._socket)
-            except OSError as error:
-                self._why = f"no WatchDog listens on {self._socket} ({error.strerror or error})"
-            else:
-                try:
-                    writer.write(encode("hello", version=LOCAL_VERSION, client=self.app))
-                    decoder = LocalDecoder()
-                    while data := await reader.read(65536):
-                        for message in decoder.feed(data):
-                            delay = REDIAL_S[0]
-                            if message["type"] == "replicas":
-                                self._see(copies_of(message))
-                            elif message["type"] == "error":
-                                self._why = str(message.get("message"))
-                except (OSError, ProtocolError) as error:
-                    self._why = f"the WatchDog of this host went away ({error})"
-                finally:
-                    writer.close()
-            await asyncio.sleep(delay)
-            delay = min(REDIAL_S[1], 2 * delay)
-
-    def _see(self, copies: list[Copy]) -> None:
-        there = {copy.serves for copy in copies if copy.serves}
-        if not there:
-            self._why = f"{self.app} has no copy that answers"
-        for address in self._dialing.keys() - there:
-            self._dialing.pop(address).cancel()
-        for address in there - self._dialing.keys():
-            self._dialing[address] = self._loop.create_task(self._keep(address))
-
-    async def _keep(self, address: str) -> None:
-        """Keep a connection to a copy, for as long as it is there."""
-        delay = REDIAL_S[0]
-        while True:
-            lost = self._loop.create_future()
-            try:
-                connection = await dial(address, DIAL_S)
-            except (OSError, TimeoutError) as error:
-                self._why = f"{address} does not answer ({error})"
-            else:
-                connection.on_message = lambda message, _, c=connection: self._on_message(c, message)  # type: ignore[misc]
-                connection.on_lost = lambda why, f=lost: None if f.done() else f.set_result(why)  # type: ignore[misc]
-                self._connections[address] = connection
-                connection.send(Hello(VERSION, self.app))
-                try:
-                    await lost
-                    if connection in self._standing:
-                        delay = REDIAL_S[0]
-                finally:
-                    self._standing.pop(connection, None)
-                    self._connections.pop(address, None)
-                    connection.close()
-                    self._choose()
-            await asyncio.sleep(delay)
-            delay = min(REDIAL_S[1], 2 * delay)
 
 
 def _batches(pendings: list[Pending]) -> Iterable[list[Pending]]:

@@ -55,10 +55,12 @@ class WatchDogLine:
         self._send = send
         self._numbers = itertools.count(1)
         self._open: dict[int, asyncio.Future[Message]] = {}
+        self._told: Message | None = None  # the set, of itself: with it this copy was called to be primary
 
     async def members(self) -> Members:
-        """Read the in-sync set. Raises ObjectError."""
-        answer = await self._ask("members")
+        """Return the in-sync set, and read it first unless it has just been told. Raises ObjectError."""
+        told, self._told = self._told, None
+        answer = told or await self._ask("members")
         if "error" in answer:
             raise ObjectError(str(answer["error"]))
         hosts = {int(incarnation): str(host) for host, incarnation in answer["members"]}
@@ -75,7 +77,9 @@ class WatchDogLine:
         return int(answer["revision"])
 
     def take(self, message: Message) -> None:
-        """Take an answer."""
+        """Take an answer, or what the WatchDog says of itself."""
+        if not message.get("question"):
+            self._told = message
         waiting = self._open.pop(int(message.get("question", 0)), None)
         if waiting is not None and not waiting.done():
             waiting.set_result(message)
@@ -86,6 +90,7 @@ class WatchDogLine:
             if not waiting.done():
                 waiting.set_exception(MembersUnknownError("the WatchDog was replaced"))
         self._open.clear()
+        self._told = None
 
     async def _ask(self, kind: str, **fields: Any) -> Message:
         question = next(self._numbers)

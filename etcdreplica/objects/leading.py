@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from attrs import define, frozen
 
@@ -23,6 +22,7 @@ from etcdreplica.objects.copies import Copy, Members, WatchDogLine
 from etcdreplica.objects.disk import DiskLog
 from etcdreplica.objects.machine import Machine
 from etcdreplica.objects.primary import PrimaryLog
+from etcdreplica.objects.tasks import Tasks
 from etcdreplica.objects.wire import VERSION, Ack, Digest, Follow, Message, Part, Ping, Pong, Position, Records, Refuse
 
 log = logging.getLogger(__name__)
@@ -46,34 +46,6 @@ class Me:
     host: str
     incarnation: int
     clock: Clock
-
-
-class Tasks:
-    """Work in the background; what it raises goes to `fail`."""
-
-    def __init__(self, app: str, fail: Callable[[EtcdReplicaError], None]) -> None:
-        self._app, self._fail = app, fail
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Begin something."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._over)
-        return task
-
-    def cancel(self) -> None:
-        """Stop all of it."""
-        for task in self._tasks:
-            task.cancel()
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            if not isinstance(error, EtcdReplicaError):
-                log.error("%s: a bug ended this copy", self._app, exc_info=error)
-                error = ObjectError(f"a bug ended this copy: {type(error).__name__}: {error}")
-            self._fail(error)
 
 
 @define
@@ -273,6 +245,7 @@ class Leading:
             connection.send(Records(self.epoch, peer.sent + 1, batch, self.log.commit, -1))
             peer.sent += len(batch)
             peer.told = self.log.commit
+        connection.flush()
         if peer.behind_at is None and self.log.acked.get(peer.copy.incarnation, -1) < records.last:
             peer.behind_at, peer.due = self._me.clock(), records.last
 

@@ -47,10 +47,6 @@ class PrimaryLog:
         self.log.trim(self.commit)
         return True
 
-    def behind(self) -> frozenset[int]:
-        """The in-sync copies that do not hold all there is."""
-        return frozenset(c for c in self.in_sync if c != self.me and self.acked.get(c, 0) < self.log.last)
-
     def may_join(self, copy: int) -> bool:
         """Whether a copy that is not in sync holds all that is committed."""
         return copy not in self.in_sync and self.acked.get(copy, -1) >= self.commit

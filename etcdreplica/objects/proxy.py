@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 
 from etcdreplica.app.methods import QUERY
 from etcdreplica.clock import boottime
 from etcdreplica.errors import RemoteError, UsageError
-from etcdreplica.objects.client import Client
+from etcdreplica.objects.client import Client, Request
 from etcdreplica.objects.connection import in_background, refuse_to_wait_here
 from etcdreplica.words import check_name, check_seconds
 
@@ -32,8 +32,8 @@ def connect(name: str, cls: type[Any] | None = None, *, timeout: float = TIMEOUT
 
     It is found through the node of this host, and followed across fail-overs. An update returns when every in-sync copy has it,
     and is applied once, however often it had to be sent. `ledger.deposit.submit(...)` returns a `concurrent.futures.Future`
-    instead of waiting, `ledger.balance.stale(0.5)(...)` asks any copy whose state is at most half a second behind. Use it from
-    any thread, and in a `with` statement to close it.
+    instead of waiting, `ledger.balance.stale(0.5)(...)` asks any copy whose state is at most half a second behind, and
+    `ledger.deposit.within(2.0)(...)` has a timeout of its own. Use it from any thread, and in a `with` statement to close it.
 
     Args:
         name: of the application.
@@ -79,14 +79,32 @@ async def connect_async(name: str, cls: type[Any] | None = None, *, timeout: flo
 
 
 @frozen
-class SyncMethod:
-    """One method. Call it, or `submit` the call."""
+class Method:
+    """One method of an object."""
 
     _client: Client
     _name: str
     _kind: str
     _timeout_s: float
     _max_age: float | None = None
+
+    def stale(self, max_age: float) -> Self:
+        """Return this query, answered by any copy that is at most so many seconds behind."""
+        if self._kind != QUERY:
+            raise UsageError(f"{self._name} is an update: only a query can be stale")
+        return evolve(self, max_age=check_seconds("max_age", max_age, 0))
+
+    def within(self, timeout: float) -> Self:
+        """Return this method with another timeout, in seconds."""
+        return evolve(self, timeout_s=check_seconds("timeout", timeout, 0.001))
+
+    def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any], future: Future[Any] | asyncio.Future[Any]) -> Request:
+        until = boottime() + self._timeout_s
+        return Request(self._kind, self._name, args, kwargs, self._max_age, until, _settle(future))
+
+
+class SyncMethod(Method):
+    """Call it, or `submit` the call."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it, and wait."""
@@ -97,40 +115,18 @@ class SyncMethod:
         """Begin the call; the future has its outcome, at the latest after the timeout."""
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()  # it cannot be cancelled: what was sent may happen
-        self._client.begin_from_thread(self._kind, self._name, args, kwargs, self._max_age, self._timeout_s, _settle(future))
+        self._client.submit_from_thread(self._request(args, kwargs, future))
         return future
 
-    def stale(self, max_age: float) -> SyncMethod:
-        """Return this query, answered by any copy that is at most so many seconds behind."""
-        return SyncMethod(self._client, self._name, self._kind, self._timeout_s, _check_stale(self._name, self._kind, max_age))
 
-
-@frozen
-class AsyncMethod:
-    """One method. Await its calls."""
-
-    _client: Client
-    _name: str
-    _kind: str
-    _timeout_s: float
-    _max_age: float | None = None
+class AsyncMethod(Method):
+    """Await its calls."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
         """Begin the call."""
         future = asyncio.get_running_loop().create_future()
-        until = boottime() + self._timeout_s
-        self._client.submit(self._kind, self._name, args, kwargs, self._max_age, until, _settle(future))
+        self._client.submit(self._request(args, kwargs, future))
         return future
-
-    def stale(self, max_age: float) -> AsyncMethod:
-        """Return this query, answered by any copy that is at most so many seconds behind."""
-        return AsyncMethod(self._client, self._name, self._kind, self._timeout_s, _check_stale(self._name, self._kind, max_age))
-
-
-def _check_stale(name: str, kind: str, max_age: float) -> float:
-    if kind != QUERY:
-        raise UsageError(f"{name} is an update: only a query can be stale")
-    return check_seconds("max_age", max_age, 0)
 
 
 def _settle(future: Future[Any] | asyncio.Future[Any]) -> Callable[[Exception | None, bytes], None]:

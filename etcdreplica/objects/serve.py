@@ -13,7 +13,7 @@ from etcdreplica.app.log import logger
 from etcdreplica.app.protocol import Message
 from etcdreplica.app.replica import Replica
 from etcdreplica.errors import ConfigurationError, EtcdReplicaError, UsageError
-from etcdreplica.objects.connection import background_loop, in_background
+from etcdreplica.objects.connection import background_loop, here, in_background
 from etcdreplica.objects.copies import WatchDogLine, copies_of
 from etcdreplica.objects.machine import Machine
 from etcdreplica.objects.proxy import connect
@@ -115,7 +115,9 @@ class _Serving:
         self._server.become(replica.epoch, primary=replica.role is Role.PRIMARY)
         self._pulse()
         host = str(welcome.get("address", listen)) if listen in EVERYWHERE else listen
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        here[address] = self._loop, self._server.accept
+        return address
 
     def _pulse(self) -> None:
         """Give a sign of life of the loop: a method that does not return is a hang."""
@@ -130,6 +132,7 @@ class _Serving:
         while handover and self._server.is_alone and self._loop.time() < until:  # noqa: ASYNC110  (several things end it)
             await asyncio.sleep(ALONE_S)
         self._over = True
+        here.clear()
         await self._server.stop()
 
     def _listen(self, message: Message) -> None:

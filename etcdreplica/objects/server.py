@@ -24,8 +24,9 @@ from etcdreplica.objects.connection import Connection
 from etcdreplica.objects.copies import Copy, Members, WatchDogLine
 from etcdreplica.objects.disk import COMPACT_BYTES, DiskLog
 from etcdreplica.objects.following import Following
-from etcdreplica.objects.leading import Leading, Me, Tasks, read_members, survivors
+from etcdreplica.objects.leading import Leading, Me, read_members, survivors
 from etcdreplica.objects.machine import BARRIER, CALLS, CHECK, NOTHING, SESSIONS, TICK, Machine, error_value, record_of
+from etcdreplica.objects.tasks import Tasks
 from etcdreplica.objects.wire import (
     MAX_CALLS,
     NO_METHOD,
@@ -122,7 +123,7 @@ class ObjectServer:
             self._disk = self._following.disk = DiskLog(self.settings.durable, self._fail)
             if (found := self._disk.recover()) is not None:
                 self._following.backup.recover(found)
-        self._server = await asyncio.get_running_loop().create_server(self._accept, host, 0)
+        self._server = await asyncio.get_running_loop().create_server(self.accept, host, 0)
         self._tasks.spawn(self._tick())
         port: int = self._server.sockets[0].getsockname()[1]
         return port
@@ -208,7 +209,8 @@ class ObjectServer:
 
     # --- connections -----------------------------------------------------------------------------------------------
 
-    def _accept(self) -> Connection:
+    def accept(self) -> Connection:
+        """Return our side of a new connection."""
         connection = Connection(polite=True)
         hasty = asyncio.get_running_loop().call_later(HELLO_S, connection.close, "no hello in time")
 

@@ -8,6 +8,7 @@ from etcdreplica.store.channel import EtcdOptions
 from etcdreplica.store.election import Election
 from etcdreplica.store.keys import Corrupt, Entry, Key, Keyspace, Kind
 from etcdreplica.store.leases import Lease, LeaseKeeper
+from etcdreplica.store.lineage import Lineage, accepted_origin
 from etcdreplica.store.store import Changes, Snapshot, Store
 from etcdreplica.store.txn import Delete, Exists, Held, Put, Txn, TxnResult, Unchanged
 
@@ -25,10 +26,12 @@ __all__ = [
     "Kind",
     "Lease",
     "LeaseKeeper",
+    "Lineage",
     "Put",
     "Snapshot",
     "Store",
     "Txn",
     "TxnResult",
     "Unchanged",
+    "accepted_origin",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,8 @@ from aetcd.rpc import rpc_pb2 as rpc
 from aetcd.rpc import rpc_pb2_grpc as stubs
 from attrs import field, frozen
 
-from etcdreplica.errors import ConfigurationError, StoreDeniedError, StoreError, StoreUnavailableError
+from etcdreplica.errors import ConfigurationError, EtcdReplacedError, StoreDeniedError, StoreError, StoreUnavailableError
+from etcdreplica.store.origin import OriginCheck
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +79,13 @@ class EtcdOptions:
 class EtcdChannel:
     """Calls to whichever endpoint answers. Make one in the loop that uses it, and close it there.
 
-    `connect` opens a connection to an endpoint in another way than over the network.
+    `connect` opens a connection to an endpoint in another way than over the network; `check` sees that it is the etcd of
+    before.
     """
 
-    def __init__(self, options: EtcdOptions, connect: Connect | None = None) -> None:
+    def __init__(self, options: EtcdOptions, connect: Connect | None = None, check: OriginCheck | None = None) -> None:
         self.options = options
+        self._check = check
         self._connect = connect or self._dial
         self._credentials = _credentials(options)
         self._index = 0
@@ -123,10 +127,14 @@ class EtcdChannel:
         refused_token = None
         while True:
             metadata = await self._metadata(refused_token)
-            used = self._connection()
+            used = await self._trusted(metadata)
             call = self._calls.get(name) or self._calls.setdefault(name, _method(used, name))
             try:
-                return await call(request, timeout=timeout_s, metadata=metadata)
+                at_least = self._check.expected(name) if self._check is not None else 0
+                answer = await call(request, timeout=timeout_s, metadata=metadata)
+                if self._check is not None:
+                    self._check.see(answer, at_least)
+                return answer
             except grpc.aio.AioRpcError as error:
                 if refused_token is not None or not metadata or not _token_expired(error):
                     self._fail(used, error)
@@ -143,7 +151,7 @@ class EtcdChannel:
         stopped peer keeps its connections open.
         """
         metadata = (*(await self._metadata()), ("hasleader", "true"))
-        used = self._connection()
+        used = await self._trusted(metadata)
         call = _method(used, name)(metadata=metadata)
         writing = asyncio.create_task(_write(call, requests))
         try:
@@ -152,6 +160,8 @@ class EtcdChannel:
                     answer = await call.read()
                 if answer is grpc.aio.EOF:
                     return
+                if self._check is not None:
+                    self._check.see(answer)
                 yield answer
         except (TimeoutError, asyncio.CancelledError):
             error = _given_up(self.endpoint)
@@ -166,9 +176,29 @@ class EtcdChannel:
                 raise StoreUnavailableError(f"etcd at {self.endpoint} wants a new token") from None
             self._fail(used, error)
         finally:
+            if self._check is not None:
+                self._check.doubt()  # why it ended may be that another etcd is there now
             writing.cancel()
             await asyncio.wait((writing,))
             call.cancel()
+
+    async def _trusted(self, metadata: Any) -> grpc.aio.Channel:
+        """Return the connection in use, known to lead to the etcd of before. Raises StoreError."""
+        used = self._connection()
+        while self._check is not None:
+            try:
+                await self._check.verify(partial(_method, used), self.options.timeout_s, metadata)
+            except grpc.aio.AioRpcError as error:
+                self._fail(used, error)
+            except asyncio.CancelledError:
+                raise _given_up(self.endpoint) from None
+            except EtcdReplacedError:
+                self._rotate(used)
+                raise
+            before, used = used, self._connection()
+            if used is before:
+                break  # and no other call has moved on meanwhile
+        return used
 
     def forget_token(self) -> None:
         """Authenticate again before the next call."""
@@ -201,6 +231,8 @@ class EtcdChannel:
             closing.add_done_callback(self._closing.discard)
 
     def _fail(self, used: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> NoReturn:
+        if self._check is not None:
+            self._check.doubt()
         code, text = error.code(), error.details() or ""
         if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED) or any(t in text for t in _DENIED):
             raise StoreDeniedError(f"etcd at {self.endpoint} refuses: {text}") from None

@@ -33,6 +33,7 @@ class Kind(enum.StrEnum):
     PAUSES = "pauses"  # app/<app>, or cluster/<cluster>
     CHECKPOINTS = "checkpoints"  # <app>
     IN_SYNC = "insync"  # <app>, a replicated object
+    ORIGIN = "origin"  # <cluster>
     SERVERS = "servers"  # <host>, its CheckpointServer's lease
 
 
@@ -49,6 +50,7 @@ RECORDS: dict[Kind, type[Any]] = {
     Kind.PAUSES: model.Pause,
     Kind.CHECKPOINTS: model.Checkpoint,
     Kind.IN_SYNC: model.InSync,
+    Kind.ORIGIN: model.Origin,
     Kind.SERVERS: model.Server,
 }
 _NAME, _NUMBER = NAME.pattern, r"[0-9]{1,18}"
@@ -67,6 +69,7 @@ _SHAPES: dict[Kind, re.Pattern[str]] = {
         (Kind.PAUSES, "(app|cluster)", f"({_NAME})"),
         (Kind.CHECKPOINTS, f"({_NAME})"),
         (Kind.IN_SYNC, f"({_NAME})"),
+        (Kind.ORIGIN, f"({_NAME})"),
         (Kind.SERVERS, f"({_NAME})"),
     )
 }

@@ -21,6 +21,8 @@ from etcdreplica.errors import CorruptValueError, StoreDeniedError, StoreError, 
 from etcdreplica.store.channel import Connect, EtcdChannel, EtcdOptions
 from etcdreplica.store.keys import Corrupt, Entry, Key, Keyspace, Kind, decode
 from etcdreplica.store.leases import LeaseKeeper
+from etcdreplica.store.lineage import Lineage
+from etcdreplica.store.origin import OriginCheck
 from etcdreplica.store.txn import Txn, TxnResult, to_request
 
 log = logging.getLogger(__name__)
@@ -54,9 +56,17 @@ class _CompactedError(Exception):
 class Store:
     """The records of one cluster in etcd. Make one in the loop that uses it."""
 
-    def __init__(self, options: EtcdOptions, cluster: str, clock: Clock = boottime, connect: Connect | None = None) -> None:
+    def __init__(
+        self,
+        options: EtcdOptions,
+        cluster: str,
+        clock: Clock = boottime,
+        connect: Connect | None = None,
+        lineage: Lineage | None = None,
+    ) -> None:
         self.keys = Keyspace(cluster)
-        self.channel = EtcdChannel(options, connect)
+        check = OriginCheck(self.keys.path(Key(Kind.ORIGIN, (cluster,))), lineage) if lineage is not None else None
+        self.channel = EtcdChannel(options, connect, check)
         self.leases = LeaseKeeper(self.channel, clock)
 
     async def __aenter__(self) -> Store:

@@ -56,7 +56,7 @@ def failover(
     rounds = min(trials, FLOOR_ROUNDS)
     with EmbeddedEtcd(etcd_program) as etcd:
         floors["pidfd_notice"] = [pidfd_notice() for _ in range(rounds)]
-        floors["put_to_event"] = asyncio.run(_put_to_event(etcd.endpoint, rounds))
+        floors["put_to_event"] = asyncio.run(put_to_event(etcd.endpoint, rounds))
         if style == "cold":
             floors["by_hand"] = [_by_hand() for _ in range(rounds)]
         with (
@@ -76,7 +76,7 @@ def failover(
         program = etcd.program
     metrics = {name: summary(values) for name, values in samples.items()}
     total = metrics["total"]["p50"]
-    ratios = {"total_vs_put_to_event": round(total / summary(floors["put_to_event"])["p50"], 3)}
+    ratios = {"total_vsput_to_event": round(total / summary(floors["put_to_event"])["p50"], 3)}
     if style == "cold":
         ratios["cold_vs_by_hand"] = round(total / summary(floors["by_hand"])["p50"], 3)
     if fault == "host":
@@ -147,7 +147,7 @@ def pidfd_notice() -> float:
     return 1000 * (noticed - started)
 
 
-async def _put_to_event(endpoint: str, rounds: int) -> list[float]:
+async def put_to_event(endpoint: str, rounds: int) -> list[float]:
     """How long from sending one transaction until its event arrives at a watch of the same process."""
     found: list[float] = []
     writing: asyncio.Task[object] | None = None

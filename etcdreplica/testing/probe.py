@@ -92,6 +92,13 @@ class Probe:
         finally:
             host.kill()
 
+    def cut_off(self, cut: Callable[[str], None]) -> Failover:
+        """Have the primary's host cut off, as `cut` does with its name."""
+        name, _ = self.cluster.primary(self.name)
+        started = boottime()
+        cut(name)
+        return self._measure(started, name)
+
     def wait_settled(self, seconds: float) -> None:
         """Wait until the application is whole again and its body has run for so long."""
         self.cluster.wait_ready(self.name)

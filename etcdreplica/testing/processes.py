@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
     process.wait()
+
+
+def halt(pid: int) -> None:
+    """SIGSTOP a process, and wait until none of its threads runs: those on other processors go on for a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    while any(_runs(task) for task in Path(f"/proc/{pid}/task").glob("*")):
+        time.sleep(0.001)
+
+
+def _runs(task: Path) -> bool:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] not in "TtZX"
+    except OSError:
+        return False
 
 
 def descendants(pid: int) -> Iterator[int]:

@@ -17,6 +17,7 @@ import pytest
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster, find_etcd
 from etcdreplica.testing.journal import written_lines
+from etcdreplica.testing.processes import halt
 from tests.integration.stage import Stage
 
 WORKER = Path(__file__).parent / "apps" / "worker.py"
@@ -141,5 +142,5 @@ def wait_dead(pid: int) -> None:
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Send a signal."""
-    os.kill(pid, number)
+    """Send a signal; after SIGSTOP nothing of the process runs any more."""
+    halt(pid) if number is signal.SIGSTOP else os.kill(pid, number)

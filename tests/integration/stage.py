@@ -15,7 +15,7 @@ from etcdreplica.clock import boottime
 from etcdreplica.guardian.wards import URGENT_NICE
 from etcdreplica.model import Event
 from etcdreplica.testing import LocalCluster
-from etcdreplica.testing.processes import descendants
+from etcdreplica.testing.processes import descendants, halt
 from etcdreplica.testing.witness import Witness
 
 CLAIMANT = Path(__file__).parent / "apps" / "claimant.py"
@@ -37,6 +37,33 @@ def urgent() -> Iterator[None]:
 def _prefer(nice: int) -> None:
     for thread in Path("/proc/self/task").iterdir():  # a new one has what its maker has
         set_precedence(nice, int(thread.name))
+
+
+class WallClock:
+    """The wall clock of every Python process that is started with `prefix`."""
+
+    _PROGRAM = """
+import pathlib, sys, time
+real, by = time.time, pathlib.Path({by!r})
+def jumpy():
+    grpc = sys._getframe(1).f_globals["__name__"].startswith("grpc")  # it adds a timeout, and its C code takes it off again
+    return real() + (0 if grpc else float(by.read_text()))
+time.time = jumpy
+"""
+
+    def __init__(self, directory: Path) -> None:
+        self._by = directory / "clock-is-ahead-by"
+        self._by.write_text("0")
+        modules = directory / "modules"
+        modules.mkdir()
+        (modules / "sitecustomize.py").write_text(self._PROGRAM.format(by=str(self._by)))
+        self.prefix = ("env", f"PYTHONPATH={modules}")
+
+    def jump(self, seconds: float) -> None:
+        """Have it be ahead of this machine's by so much."""
+        following = self._by.with_suffix(".next")
+        following.write_text(str(seconds))
+        following.rename(self._by)
 
 
 class Stage:
@@ -113,7 +140,7 @@ class Stage:
 
     def stop(self, pid: int) -> None:
         """SIGSTOP a process; it is continued at the end at the latest."""
-        os.kill(pid, signal.SIGSTOP)
+        halt(pid)
         self.stopped.append(pid)
 
     def go_on(self) -> None:

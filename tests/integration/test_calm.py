@@ -13,7 +13,7 @@ import pytest
 from etcdreplica.core.timing import preset
 from etcdreplica.model import FailureKind
 from etcdreplica.testing import LocalCluster
-from tests.integration.stage import Stage, urgent
+from tests.integration.stage import Stage, WallClock, urgent
 
 pytestmark = pytest.mark.integration
 DAY_S = 86400.0
@@ -96,31 +96,17 @@ def test_a_stall_of_everything_is_no_hang(tmp_path: Path) -> None:
         assert not any(event.failure.kind is FailureKind.HANG for event in stage.events())
 
 
-JUMPY = """
-import pathlib, sys, time
-real, by = time.time, pathlib.Path({by!r})
-def jumpy():
-    grpc = sys._getframe(1).f_globals["__name__"].startswith("grpc")  # it adds a timeout, and its C code takes it off again
-    return real() + (0 if grpc else float(by.read_text()))
-time.time = jumpy
-"""
-
-
 def test_the_wall_clock_jumps(tmp_path: Path) -> None:
     """A day ahead, then a day behind, in every process of every host: nobody notices, and a crash is dealt with as ever."""
-    by, modules = tmp_path / "by", tmp_path / "modules"
-    by.write_text("0")
-    modules.mkdir()
-    (modules / "sitecustomize.py").write_text(JUMPY.format(by=str(by)))
+    clock = WallClock(tmp_path)
     names = ("host-a", "host-b", "host-c")
-    prefixes = dict.fromkeys(names, ("env", f"PYTHONPATH={modules}"))
+    prefixes = dict.fromkeys(names, clock.prefix)
     with LocalCluster(names, prefixes=prefixes, lease_ttl_s=TTL_S) as cluster:
         stage = Stage(cluster, tmp_path)
         stage.start("--style", "warm", "--hang-timeout", "1")
         before = stage.epoch
         for jump_s in (DAY_S, -DAY_S):
-            (tmp_path / "next").write_text(str(jump_s))
-            (tmp_path / "next").rename(by)
+            clock.jump(jump_s)
             stage.still_acting(ALL_LEASES_S)
         assert stage.epoch == before
         cluster.kill_replica(stage.app)

@@ -22,6 +22,7 @@ from etcdreplica.errors import EtcdReplicaError, StaleEpochError
 from etcdreplica.model import Checkpoint
 from etcdreplica.store import EtcdOptions, Key, Kind, Store
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
+from etcdreplica.testing.processes import halt
 from etcdreplica.testing.stateful_client import Stateful
 from tests.integration.conftest import PATIENCE_S, repair
 
@@ -181,7 +182,7 @@ def test_fails_with_how_many_it_reached(cluster: LocalCluster) -> None:
     app = Stateful(cluster, 3)
     assert app.ask("put", text="before")["error"] is None
     stopped = cluster.servers[seats(cluster, app.name)[1]].pid
-    os.kill(stopped, signal.SIGSTOP)
+    halt(stopped)
     try:
         told = app.ask("put", text="meanwhile", timeout=3.0)
     finally:

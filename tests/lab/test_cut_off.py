@@ -9,7 +9,7 @@ import pytest
 from etcdreplica.core.view import ClusterView
 from etcdreplica.testing import LocalCluster
 from tests.integration.conftest import Worker, wait_dead
-from tests.lab.conftest import Network
+from tests.lab.network import Network
 
 pytestmark = pytest.mark.lab
 

@@ -8,7 +8,8 @@ import pytest
 
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.testing.stateful_client import Stateful
-from tests.lab.conftest import HOSTS, Network, mended
+from tests.lab.conftest import HOSTS, mended
+from tests.lab.network import Network
 
 pytestmark = pytest.mark.lab
 
@@ -23,7 +24,7 @@ def state_lab(network: Network, state_hosts: LocalCluster) -> Iterator[LocalClus
 @pytest.fixture(scope="module")
 def state_hosts(network: Network) -> Iterator[LocalCluster]:
     """Three nodes whose CheckpointServers answer each other at their own addresses."""
-    prefixes = {host: ("ip", "netns", "exec", network.namespace(host)) for host in HOSTS}
+    prefixes = {host: network.prefix(host) for host in HOSTS}
     arguments = {host: ["--checkpoint-listen", f"{network.address_of(host)}:0", "--insecure"] for host in HOSTS}
     with (
         EmbeddedEtcd(address=network.address) as etcd,

@@ -10,7 +10,8 @@ import pytest
 from etcdreplica.model import Event, FailureKind
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from tests.integration.conftest import Worker, wait_dead
-from tests.lab.conftest import HOSTS, Network, mended
+from tests.lab.conftest import HOSTS, mended
+from tests.lab.network import Network
 
 pytestmark = pytest.mark.lab
 LONG_TTL_S = 10.0
@@ -26,7 +27,7 @@ def fast_lab(network: Network, fast_hosts: LocalCluster) -> Iterator[LocalCluste
 @pytest.fixture(scope="module")
 def fast_hosts(network: Network) -> Iterator[LocalCluster]:
     """Three nodes that answer each other at their own addresses; the one on host-b has no manager."""
-    prefixes = {host: ("ip", "netns", "exec", network.namespace(host)) for host in HOSTS}
+    prefixes = {host: network.prefix(host) for host in HOSTS}
     arguments = {host: ["--peer-listen", f"{network.address_of(host)}:0", "--insecure"] for host in HOSTS}
     arguments["host-b"].append("--no-manager")
     with (

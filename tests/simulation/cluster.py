@@ -30,6 +30,7 @@ from tests.simulation.machine import (
     Process,
     SimulatedAppServer,
     SimulatedGuard,
+    SimulatedLineage,
     SimulatedPage,
     SimulatedPeerClient,
     SimulatedPeerServer,
@@ -135,9 +136,9 @@ class Cluster(Network):
     def store(self, process: Process) -> Store:
         """Return a process' store."""
         link = process.host.link
-        return Store(
-            process.host.settings.etcd, CLUSTER, process.loop.time, connect=lambda endpoint: self.etcd.channel(endpoint, link)
-        )
+        options, clock = process.host.settings.etcd, process.loop.time
+        lineage = SimulatedLineage(process)
+        return Store(options, CLUSTER, clock, lambda endpoint: self.etcd.channel(endpoint, link), lineage)
 
     def _start_watchdog(self, guardian: Guardian) -> Process:
         host = guardian.host

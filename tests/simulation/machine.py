@@ -26,6 +26,7 @@ from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.daemon.status_page import StatusPage
 from etcdreplica.errors import RefusedError
 from etcdreplica.model import Program
+from etcdreplica.store import Lineage
 from etcdreplica.testing.simulated_etcd import Link
 from etcdreplica.testing.simulated_loop import Handle, SimulatedLoop, World
 
@@ -435,8 +436,21 @@ class SimulatedStateFile(StateFile):
                     await asyncio.sleep(0.002)
         return lease  # type: ignore[no-any-return]
 
-    def _write(self) -> None:
+    def _write(self, *, flush: bool = False) -> None:
         self._host.disk["state"] = (self._boot, self._guardian, self._lease, dict(self._processes))
+
+
+class SimulatedLineage(Lineage):
+    """What a daemon knows of its etcd, on the disk of its host."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(None, process.host.settings.lease_ttl_s, process.loop.time)
+        self._disk = process.host.disk
+        self.known = self._disk.get("etcd")
+
+    def _write(self, *, flush: bool = False) -> None:
+        self._written_at = self._clock()
+        self._disk["etcd"] = self.known
 
 
 class SimulatedPeerServer(PeerServer):

@@ -27,7 +27,7 @@ from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.super_watchdog import SuperWatchDog
 from etcdreplica.daemon.vitals import Vitals
 from etcdreplica.daemon.watchdog import WatchDog
-from etcdreplica.model import Failure, Placement
+from etcdreplica.model import Placement
 from etcdreplica.store import Held, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
 from etcdreplica.store.election import Election, Leadership
 from etcdreplica.words import Role
@@ -122,10 +122,8 @@ def _pause_not_compared() -> AbstractContextManager[Any]:
 
 
 def _succession_of_an_old_assignment() -> AbstractContextManager[Any]:
-    def careless(
-        app: str, failure: Failure, placement: Placement, revision: int, lease: int, more: tuple[Unchanged, ...] = ()
-    ) -> Txn:
-        txn = report(app, failure, placement, revision, lease, more)
+    def careless(*what: Any) -> Txn:
+        txn = report(*what)
         kept = tuple(c for c in txn.when if isinstance(c, Held) or c.key.kind is not Kind.ASSIGNMENTS)
         return evolve(txn, when=kept)
 

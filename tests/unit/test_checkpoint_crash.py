@@ -32,12 +32,15 @@ STORE = textwrap.dedent(
     from etcdreplica.checkpoint.format import Manifest, digests
     from etcdreplica.model import Stamp
 
+    def say(what, number):
+        os.write(1, b"%s %d\\n" % (what.encode(), number))  # at once: it may be killed while it does
+
     def store():
         files = Files(Path(sys.argv[1]), 2)
         files.scan()
         newest = files.newest("shop")
         sequence = newest.manifest.stamp.sequence if newest else 0
-        print("pid", os.getpid(), flush=True)
+        say("pid", os.getpid())
         while True:
             sequence += 1
             state = b"%d\\n" % sequence * (sequence * 7919 % 40_000)
@@ -45,14 +48,14 @@ STORE = textwrap.dedent(
             for index in draft.missing():
                 draft.put(index, state[65536 * index : 65536 * (index + 1)])
             draft.commit()
-            print("stored", sequence, flush=True)
+            say("stored", sequence)
 
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
             store()
         os.waitpid(child, 0)
-        print("dead", child, flush=True)
+        say("dead", child)
     '''
 )
 

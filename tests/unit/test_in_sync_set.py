@@ -99,9 +99,9 @@ class Side:
     @property
     def callable(self) -> int:
         """At which revision of the set the successor would be called; 0 for not at all."""
-        placement, more = self.set.succession(self.placement)
-        assert bool(more) is (placement.successor is not None)
-        return more[0].mod_revision if more else 0
+        placement, record = self.set.succession(self.placement)
+        assert bool(record) is (placement.successor is not None)
+        return record[1] if record else 0
 
 
 @pytest.fixture
@@ -145,6 +145,28 @@ async def test_set_of_an_earlier_application_is_none_and_is_replaced(side: Side)
     side.etcd.put(RECORD, InSync(39, 2, (Member("b", 1),)))
     assert (await side.ask())["revision"] == 0
     assert (await side.change(0))["revision"] == side.etcd.revision == side.callable
+
+
+async def test_called_with_the_set(side: Side) -> None:
+    """It is told and remembered without a read."""
+    record = InSync(49, 7, (Member("a", 9), Member("b", 8)))
+    connection: Any = side
+    side.etcd.away = StoreUnavailableError("no answer")
+    side.set.called(Succession(50, 7, record, 99), connection)
+    told = {"revision": 99, "epoch": 49, "primary": 7, "members": BOTH}
+    assert await side.answer() == {"type": "members", "question": 0, **told}
+    assert side.callable == 99
+    side.set.called(Succession(50, 7, record, 99), None)  # its process is not there just now, and will ask
+    assert side.told.empty()
+
+
+async def test_called_without_a_set(side: Side) -> None:
+    """By a WatchDog of an earlier version, which does not send it: it is read."""
+    revision = side.etcd.put(RECORD, InSync(49, 7, (Member("a", 9),)))
+    connection: Any = side
+    side.set.called(Succession(50, 7), connection)
+    assert side.told.empty()
+    assert (await side.ask())["revision"] == revision
 
 
 async def test_etcd_that_does_not_answer(side: Side) -> None:

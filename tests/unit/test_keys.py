@@ -20,6 +20,7 @@ from etcdreplica.model import (
     InSync,
     Leader,
     Member,
+    Origin,
     Override,
     Pause,
     Placement,
@@ -50,6 +51,7 @@ NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.PAUSES: ("app", "shop"),
     Kind.CHECKPOINTS: ("shop",),
     Kind.IN_SYNC: ("shop",),
+    Kind.ORIGIN: ("shop",),
     Kind.SERVERS: ("a",),
 }
 LEAST: dict[Kind, Any] = {
@@ -65,6 +67,7 @@ LEAST: dict[Kind, Any] = {
     Kind.PAUSES: Pause("ann"),
     Kind.CHECKPOINTS: Checkpoint(5, 1, "", 0, ()),
     Kind.IN_SYNC: InSync(5, 7, ()),
+    Kind.ORIGIN: Origin("1f"),
     Kind.SERVERS: Server("10.0.0.1:7002", 1),
 }
 FULL: dict[Kind, Any] = {
@@ -108,7 +111,7 @@ FULL: dict[Kind, Any] = {
         born=2**61,
     ),
     Kind.PLACEMENTS: Placement(Role.PRIMARY, 5, 7, 1, "b", ("b", "c"), 4),
-    Kind.SUCCESSIONS: Succession(6, 7),
+    Kind.SUCCESSIONS: Succession(6, 7, InSync(5, 7, (Member("a", 7), Member("b", 8))), 99),
     Kind.REPLICAS: Replica(7, 5, Role.PRIMARY, ReplicaState.RUNNING, 42, "tcp:1", "b", 1.0, 2.0, 3.0, 4.0, "10.0.0.1:7003"),
     Kind.FAILURES: FAILURE,
     Kind.HISTORY: Event(FAILURE, 6, "b", "b promoted", 1e9),
@@ -116,6 +119,7 @@ FULL: dict[Kind, Any] = {
     Kind.PAUSES: Pause("ann", "new disks", 1e9),
     Kind.CHECKPOINTS: Checkpoint(2**62, 2**62, "0a" * 16, 2**40, ("a", "b"), 1e9),
     Kind.IN_SYNC: InSync(2**62, 2**62, (Member("a", 2**62), Member("b", 8))),
+    Kind.ORIGIN: Origin("1f", "1e", 2**60, "ann@a"),
     Kind.SERVERS: Server("10.0.0.1:7002", 1, "0.1.0", {"shop": "5-1: its header is damaged"}),
 }
 

@@ -120,8 +120,13 @@ async def test_updates_that_are_not_answered(copies: Copies, monkeypatch: pytest
     """Of one that was sent the outcome is unknown; a query and an update that never left are only not answered."""
     register = await copies.client(0.3)
     freeze(copies, monkeypatch)
+    with pytest.raises(UsageError, match="timeout"):
+        register.put.within(0)
+    patient = asyncio.ensure_future(register.put.within(60)(0))
     with pytest.raises(OutcomeUnknownError, match="may have happened, but not twice"):
         await register.put(1)
+    assert not patient.done()
+    patient.cancel()
     with pytest.raises(UnavailableError, match=r"get was not answered") as caught:
         await register.get()
     assert not isinstance(caught.value, OutcomeUnknownError)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from etcdreplica.core.plan import Decision
-from etcdreplica.model import AssignmentState, Failure, FailureKind
-from etcdreplica.words import Role, Style
+from etcdreplica.model import AssignmentState, Failure, FailureKind, Origin
+from etcdreplica.words import MAX_DEGREE, Role, Style
 from tests.unit.planner_world import APP, SETTINGS, World, crash, placed
 
 # --- the end -----------------------------------------------------------------------------------------------------------
@@ -158,6 +158,30 @@ def test_next_life_uses_no_number_again(degree: int) -> None:
     world.run()
     assert world.assignment().epoch > old.epoch
     assert min(seat.incarnation for seat in world.assignment().seats) > max(seat.incarnation for seat in old.seats)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["as it was", "registered anew"])
+def test_another_etcd_that_was_accepted_uses_no_number_again(again: bool) -> None:
+    """Whatever the etcd before it went on to use is below its floor."""
+    world = World("a", "b", "c")
+    world.register()
+    world.run()
+    floor = world.assignment().epoch + 1000
+    world.commit(("origin", ("test",), Origin("new", "old", floor)))
+    if again:
+        world.unregister()
+        world.run()
+        world.register()
+    world.run()
+    before = world.assignment().seats
+    for host in ("a", "b", "c"):
+        world.lose(host)
+    world.report_losses()
+    world.join("a", "b", "c")
+    world.run()
+    assert world.assignment().epoch > floor
+    assert not set(before) & set(world.assignment().seats)
+    assert all(seat.incarnation > floor * MAX_DEGREE for seat in world.assignment().seats)
 
 
 # --- what cannot be read, what is late, what is done already ------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from etcdreplica.daemon.report import report, withdrawal
-from etcdreplica.model import Failure, FailureKind, Placement, Succession
+from etcdreplica.model import Failure, FailureKind, InSync, Member, Placement, Succession
 from etcdreplica.store import Delete, Exists, Held, Key, Kind, Put, Unchanged
 from etcdreplica.words import Role
 
@@ -61,8 +61,10 @@ def test_every_end_is_said_and_none_takes_away_another_lease_s_key() -> None:
 
 
 def test_successor_of_an_object_is_called_for_one_in_sync_set() -> None:
-    """Whatever else must hold is a condition of the call, and of nothing else."""
-    more = Unchanged(Key(Kind.IN_SYNC, (APP,)), 99)
-    txn = report(APP, FAILURE, PRIMARY, REVISION, LEASE, (more,))
-    assert set(txn.when) == {*report(APP, FAILURE, PRIMARY, REVISION, LEASE).when, more}
-    assert report(APP, FAILURE, evolve(PRIMARY, successor=None), REVISION, LEASE, (more,)).when == (Held(KEY, LEASE),)
+    """It is told the set, which must not have changed; that is a condition of the call, and of nothing else."""
+    record = InSync(5, 9, (Member(HOST, 9), Member(NEXT, 8)))
+    txn = report(APP, FAILURE, PRIMARY, REVISION, LEASE, (record, 99))
+    unchanged = Unchanged(Key(Kind.IN_SYNC, (APP,)), 99)
+    assert set(txn.when) == {*report(APP, FAILURE, PRIMARY, REVISION, LEASE).when, unchanged}
+    assert txn.then[0] == Put(Key(Kind.SUCCESSIONS, (NEXT, APP)), Succession(6, 9, record, 99))
+    assert report(APP, FAILURE, evolve(PRIMARY, successor=None), REVISION, LEASE, (record, 99)).when == (Held(KEY, LEASE),)

@@ -18,7 +18,8 @@ from aetcd.rpc import rpc_pb2 as rpc
 
 from etcdreplica.guardian.tree import exiting_status
 from etcdreplica.store import EtcdOptions, Kind, Store
-from etcdreplica.testing import EmbeddedEtcd, LocalCluster
+from etcdreplica.testing import LocalCluster
+from etcdreplica.testing.etcd import EtcdServer
 from etcdreplica.testing.processes import descendants, kill_tree, spawn_bound
 
 T = TypeVar("T")
@@ -189,7 +190,7 @@ def forget(cluster: LocalCluster, *apps: str) -> None:
 # --- etcd --------------------------------------------------------------------------------------------------------------
 
 
-def in_store(etcd: EmbeddedEtcd, cluster: str, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+def in_store(etcd: EtcdServer, cluster: str, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
     """Run `work` with a store of a cluster."""
 
     async def run() -> T:

@@ -198,7 +198,7 @@ async def test_compacted_while_cut_off(etcd: EmbeddedEtcd, connect: Connect) -> 
 
 
 async def test_compacted_up_to_a_deletion_while_cut_off(etcd: EmbeddedEtcd, connect: Connect) -> None:
-    """Of a deletion at the very revision it is compacted to etcd may say nothing; the follower learns of it all the same."""
+    """Etcd may say nothing of a deletion at the very revision it was compacted to; the follower learns of it all the same."""
     direct = connect()
     async with Relay(etcd.port) as relay, aclosing(connect(endpoints=(relay.endpoint,)).follow()) as batches:
         await write(direct, Put(A, host(1)), Put(B, host(2)))
