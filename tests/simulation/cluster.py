@@ -77,6 +77,7 @@ class Cluster(Network):
         self.events: list[tuple[float, str]] = []
         self.witness = Witness()
         self.registrations: dict[str, Registration] = {}
+        self.is_healed = False  # all faults have ended
         self.on_exit = self._exited
         self.promoted = self._promoted
         self._people: list[Process] = []

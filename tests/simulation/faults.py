@@ -29,6 +29,8 @@ def inject(cluster: Cluster, fault: Fault) -> None:
     if undo is not None:
 
         def end() -> None:
+            if cluster.is_healed:
+                return
             cluster.say(f"end of fault: {fault.kind} {fault.target}")
             undo()
 
@@ -38,6 +40,7 @@ def inject(cluster: Cluster, fault: Fault) -> None:
 def heal(cluster: Cluster) -> None:
     """End every fault."""
     cluster.say("HEAL")
+    cluster.is_healed = True
     etcd = cluster.etcd
     etcd.commit_s = 0.001
     for endpoint in ENDPOINTS:

@@ -157,7 +157,7 @@ def _storm(random: Random, hosts: int, apps: tuple[App, ...], ttl_s: float) -> l
             before = random.choice(faults)
             near_s = random.choice((0.0, 0.001, 0.01, 0.2, 1.0, ttl_s)) * random.random()
             same = STORM[kind][1] == STORM[before.kind][1] and random.random() < 0.6
-            fault = evolve(fault, at=round(before.at + near_s, 4), target=before.target if same else fault.target)
+            fault = evolve(fault, at=round(min(before.at + near_s, WARM_UP_S + STORM_S - 0.1), 4), target=before.target if same else fault.target)
         faults.append(fault)
     return faults
 
