@@ -37,13 +37,13 @@ Break = Callable[[], AbstractContextManager[Any]]
 
 @frozen
 class Mutation:
-    """One of them. `calm`: only runs without a fault that anybody may notice are of use."""
+    """One of them. `calm`: only runs without a fault that anybody may notice are of use; `only`: only these faults are."""
 
     name: str
     what: str
     break_: Break
     calm: bool | None = None
-    first_seed: int = 1  # a little before one that finds it out
+    only: tuple[str, ...] = ()
 
 
 def _never_left() -> AbstractContextManager[Any]:
@@ -283,42 +283,150 @@ def _deadlines_end_with_the_session() -> AbstractContextManager[Any]:
 
 
 MUTATIONS = (
-    Mutation("no fence", "the WatchDog does not end its copies before their leases end", _never_left),
-    Mutation("no guardian", "the guardian is told no deadline", _guardian_is_told_nothing),
-    Mutation("no backstop", "no timer of the kernel for a guardian that is stopped", _no_backstop),
+    Mutation(
+        "no fence", "the WatchDog does not end its copies before their leases end", _never_left, only=("cut off", "etcd down")
+    ),
+    Mutation(
+        "no guardian",
+        "the guardian is told no deadline",
+        _guardian_is_told_nothing,
+        only=("stop WatchDog", "stop host", "stop guardian"),
+    ),
+    Mutation(
+        "no backstop",
+        "no timer of the kernel for a guardian that is stopped",
+        _no_backstop,
+        only=("stop guardian", "stop host"),
+    ),
     Mutation("deadlines stand still", "renewals do not move the guardian's deadlines", _deadlines_stand_still, calm=True),
-    Mutation("counted from the answer", "a lease counts from when its renewal was answered", _counted_from_the_answer),
-    Mutation("no margins", "copies are ended after their leases instead of before", _margins_forgotten),
-    Mutation("host lease ignored", "only its own lease ends a copy, not its host's", _host_lease_ignored),
-    Mutation("released before death", "reported and released when the kill was sent", _released_before_death),
-    Mutation("not killed", "reported, released and replaced without a kill", _not_killed),
-    Mutation("no brake", "the loss of most hosts is believed at once", _no_brake),
-    Mutation("succession not exclusive", "a manager's plan ignores that a successor was called", _succession_not_exclusive),
     Mutation(
-        "old successor", "a successor is called by an assignment that is no longer the newest", _succession_of_an_old_assignment
+        "counted from the answer",
+        "a lease counts from when its renewal was answered",
+        _counted_from_the_answer,
+        only=("slow answers",),
     ),
-    Mutation("same epoch", "a successor goes on with the epoch of the dead primary", _same_epoch),
-    Mutation("begun again", "a WatchDog starts an incarnation again that has ended", _begun_again),
     Mutation(
-        "sessions not compared", "a WatchDog makes placements true that an earlier stay was given", _sessions_not_compared
+        "no margins", "copies are ended after their leases instead of before", _margins_forgotten, only=("cut off", "etcd down")
     ),
-    Mutation("snapshot ends nothing", "what a snapshot does not show goes on", _snapshot_ends_nothing),
-    Mutation("resumed too late", "a restarted WatchDog takes its leases for freshly renewed", _resumed_too_late),
-    Mutation("next revision", "a watch resumes after the revision it knows", _watch_from_the_next_revision),
-    Mutation("compaction ignored", "after a compaction nothing is read again", _compaction_ignored),
-    Mutation("late writes count", "what a replica shows may be overwritten by an older state", _late_writes_count),
     Mutation(
-        "by hand without deadline", "a copy that was started by hand is told no deadline", _hand_made_copies_without_deadline
+        "host lease ignored",
+        "only its own lease ends a copy, not its host's",
+        _host_lease_ignored,
+        only=("cut off", "etcd stalls", "slow answers"),
     ),
-    Mutation("hangs unseen", "nobody looks at signs of life", _hangs_unseen),
-    Mutation("degree not restored", "a lost backup is not replaced", _degree_not_restored),
-    Mutation("lost hosts not reported", "the SuperWatchDog says nothing", _hosts_not_reported),
-    Mutation("deadlines end with the session", "a node that ends in order moves no deadline", _deadlines_end_with_the_session),
+    Mutation(
+        "released before death",
+        "reported and released when the kill was sent",
+        _released_before_death,
+        only=("leave", "end node", "hang primary"),
+    ),
+    Mutation("not killed", "reported, released and replaced without a kill", _not_killed, only=("leave", "hang primary")),
+    Mutation(
+        "no brake",
+        "the loss of most hosts is believed at once",
+        _no_brake,
+        only=("etcd stalls", "etcd down", "lose power", "stop host"),
+    ),
+    Mutation(
+        "succession not exclusive",
+        "a manager's plan ignores that a successor was called",
+        _succession_not_exclusive,
+        only=("kill primary", "kill backup", "slow link", "leave"),
+    ),
+    Mutation(
+        "old successor",
+        "a successor is called by an assignment that is no longer the newest",
+        _succession_of_an_old_assignment,
+        only=("kill primary", "kill backup", "slow link", "end node"),
+    ),
+    Mutation("same epoch", "a successor goes on with the epoch of the dead primary", _same_epoch, only=("kill primary",)),
+    Mutation(
+        "begun again",
+        "a WatchDog starts an incarnation again that has ended",
+        _begun_again,
+        only=("kill primary", "streams break", "streams fall silent", "leave"),
+    ),
+    Mutation(
+        "sessions not compared",
+        "a WatchDog makes placements true that an earlier stay was given",
+        _sessions_not_compared,
+        only=("end node", "lose power"),
+    ),
+    Mutation(
+        "snapshot ends nothing",
+        "what a snapshot does not show goes on",
+        _snapshot_ends_nothing,
+        only=("register again", "remove", "etcd compacts", "streams fall silent"),
+    ),
+    Mutation(
+        "resumed too late",
+        "a restarted WatchDog takes its leases for freshly renewed",
+        _resumed_too_late,
+        only=("kill WatchDog", "cut off", "etcd stalls"),
+    ),
+    Mutation(
+        "next revision",
+        "a watch resumes after the revision it knows",
+        _watch_from_the_next_revision,
+        only=("register again", "etcd compacts", "streams fall silent"),
+    ),
+    Mutation(
+        "compaction ignored",
+        "after a compaction nothing is read again",
+        _compaction_ignored,
+        only=("register again", "etcd compacts", "streams fall silent"),
+    ),
+    Mutation(
+        "late writes count",
+        "what a replica shows may be overwritten by an older state",
+        _late_writes_count,
+        only=("etcd member stops", "kill primary", "leave"),
+    ),
+    Mutation(
+        "by hand without deadline",
+        "a copy that was started by hand is told no deadline",
+        _hand_made_copies_without_deadline,
+        only=("kill guardian", "stop host"),
+    ),
+    Mutation("hangs unseen", "nobody looks at signs of life", _hangs_unseen, only=("hang primary",)),
+    Mutation("degree not restored", "a lost backup is not replaced", _degree_not_restored, only=("kill backup", "lose power")),
+    Mutation("lost hosts not reported", "the SuperWatchDog says nothing", _hosts_not_reported, only=("lose power",)),
+    Mutation(
+        "deadlines end with the session",
+        "a node that ends in order moves no deadline",
+        _deadlines_end_with_the_session,
+        only=("end node",),
+    ),
 )
 UNDECIDED = (
-    Mutation("everybody is elected", "every candidate leads at once", _everybody_is_elected),
-    Mutation("leadership not compared", "a deposed manager can write", _leadership_not_compared),
-    Mutation("assignment not compared", "a plan is written over any assignment", _assignment_not_compared),
-    Mutation("pause not compared", "a plan made before a pause is written after it", _pause_not_compared),
-    Mutation("promoted without a lease", "a replica is promoted that cannot hold its lease", _promoted_without_a_lease),
+    Mutation(
+        "everybody is elected",
+        "every candidate leads at once",
+        _everybody_is_elected,
+        only=("kill manager", "kill primary", "lose power"),
+    ),
+    Mutation(
+        "leadership not compared",
+        "a deposed manager can write",
+        _leadership_not_compared,
+        only=("stop manager", "lose power", "kill primary"),
+    ),
+    Mutation(
+        "assignment not compared",
+        "a plan is written over any assignment",
+        _assignment_not_compared,
+        only=("stop manager", "etcd member stops", "kill primary", "lose power"),
+    ),
+    Mutation(
+        "pause not compared",
+        "a plan made before a pause is written after it",
+        _pause_not_compared,
+        only=("pause", "kill primary"),
+    ),
+    Mutation(
+        "promoted without a lease",
+        "a replica is promoted that cannot hold its lease",
+        _promoted_without_a_lease,
+        only=("kill primary", "slow answers", "cut off"),
+    ),
 )

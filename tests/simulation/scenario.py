@@ -116,17 +116,17 @@ CALM: dict[str, tuple[float, str, float]] = {
 }
 
 
-def scenario(seed: int, *, calm: bool | None = None) -> Scenario:
-    """Make the scenario of a seed."""
+def scenario(seed: int, *, calm: bool | None = None, only: tuple[str, ...] = ()) -> Scenario:
+    """Make the scenario of a seed; `only`: a storm of these kinds of faults."""
     random = Random(seed)
     hosts = random.choice((2, 3, 3, 3, 4, 5))
     preset = random.choice(("safe", "safe", "safe", "fast", "calm", "calm"))
     is_calm = random.random() < 0.2
-    calm = is_calm if calm is None else calm
+    calm = (is_calm and not only) if calm is None else calm
     fast = not calm and random.random() < 0.1
     apps = tuple(_app(random, number, hosts, fast) for number in range(random.choice((1, 1, 2, 3))))
     ttl_s = PRESETS[preset].lease_ttl_s
-    faults = _calm(random, hosts, apps, ttl_s) if calm else _storm(random, hosts, apps, ttl_s)
+    faults = _calm(random, hosts, apps, ttl_s) if calm else _storm(random, hosts, apps, ttl_s, only or tuple(STORM))
     return Scenario(seed, hosts, preset, calm, apps, tuple(sorted(faults, key=lambda fault: fault.at)))
 
 
@@ -148,8 +148,8 @@ def _app(random: Random, number: int, hosts: int, fast: bool) -> App:
     return App(registration, by_hand)
 
 
-def _storm(random: Random, hosts: int, apps: tuple[App, ...], ttl_s: float) -> list[Fault]:
-    kinds, weights = list(STORM), [weight for weight, _, _ in STORM.values()]
+def _storm(random: Random, hosts: int, apps: tuple[App, ...], ttl_s: float, kinds: tuple[str, ...]) -> list[Fault]:
+    weights = [STORM[kind][0] for kind in kinds]
     faults: list[Fault] = []
     for kind in random.choices(kinds, weights, k=random.randint(1, 14)):
         fault = _fault(random, WARM_UP_S + STORM_S * random.random(), kind, STORM, hosts, apps, ttl_s)
@@ -157,7 +157,11 @@ def _storm(random: Random, hosts: int, apps: tuple[App, ...], ttl_s: float) -> l
             before = random.choice(faults)
             near_s = random.choice((0.0, 0.001, 0.01, 0.2, 1.0, ttl_s)) * random.random()
             same = STORM[kind][1] == STORM[before.kind][1] and random.random() < 0.6
-            fault = evolve(fault, at=round(min(before.at + near_s, WARM_UP_S + STORM_S - 0.1), 4), target=before.target if same else fault.target)
+            fault = evolve(
+                fault,
+                at=round(min(before.at + near_s, WARM_UP_S + STORM_S - 0.1), 4),
+                target=before.target if same else fault.target,
+            )
         faults.append(fault)
     return faults
 
