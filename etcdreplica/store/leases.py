@@ -168,7 +168,8 @@ class LeaseKeeper:
 
     async def _wait_until(self, at: float | None) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), None if at is None else max(0.0, at - self._clock()) + 0.001)
+            async with asyncio.timeout(None if at is None else max(0.0, at - self._clock()) + 0.001):
+                await self._changed.wait()
 
     def _take(self, answer: Any) -> None:
         lease = self._leases.get(answer.ID)
