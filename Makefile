@@ -44,7 +44,7 @@ format: $(READY) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure fail-over, detection and checkpoints on this machine
+bench: $(READY)  ## measure fail-over, detection, checkpoints and scale on this machine
 	$(BIN)/etcdreplica bench failover --style warm
 	$(BIN)/etcdreplica bench failover --style hot
 	$(BIN)/etcdreplica bench failover --style cold
@@ -52,6 +52,7 @@ bench: $(READY)  ## measure fail-over, detection and checkpoints on this machine
 	$(BIN)/etcdreplica bench failover --fault host --failover fast --trials 10
 	$(BIN)/etcdreplica bench detection
 	$(BIN)/etcdreplica bench checkpoint
+	$(BIN)/etcdreplica bench scale
 
 docs: $(READY)   ## write the generated pages of docs/ anew
 	$(BIN)/python docs/generate.py

@@ -167,6 +167,46 @@ def object_command(trials: int, kills: int, etcd_program: str | None, output: st
         raise SystemExit(1)
 
 
+@bench_command.command("scale")
+@click.option("--apps", type=click.IntRange(6), default=1000, show_default=True, help="Warm applications on three hosts.")
+@click.option("--registrations", type=click.IntRange(30), default=10_000, show_default=True, help="Applications of the fleet.")
+@click.option("--hosts", type=click.IntRange(3), default=300, show_default=True, help="Simulated hosts of the fleet.")
+@click.option("--steady-seconds", type=click.FloatRange(0.1), default=20.0, show_default=True, help="How long to look at rest.")
+@click.option("--etcd-program", metavar="FILE", help="Which etcd to use. [default: that on PATH, else the wheel's]")
+@output_option
+def scale_command(
+    apps: int, registrations: int, hosts: int, steady_seconds: float, etcd_program: str | None, output: str
+) -> None:
+    """Measure scale: many applications that lose their host at once, and what a large fleet costs etcd and the manager.
+
+    \b
+    mass_crash          all primaries of one of three hosts are killed at once: until each runs elsewhere; the last is the max
+    mass_host_lost      the same when everything on a host is killed, and over_ttl the last one of them less the lease's TTL
+    mass_restored       until every application has both copies again
+    not_one_primary     applications that then have no primary, or more than one: must be 0
+    placed, settled     of the fleet, from the arrival of all hosts until every application has its places, and a successor
+    lost                until each application of a lost host has another primary
+    steady_*            while nothing happens
+    NAME@N              in a fleet of N applications; growth_*: the cost of one application or host in the largest fleet against
+                        that in the smallest (1 is linear)
+
+    \b
+    Examples:
+      etcdreplica bench scale
+      etcdreplica bench scale --apps 100 --registrations 1000 --hosts 30 --steady-seconds 5 -o json
+    """
+    from etcdreplica.testing.bench_scale import plot, scale
+
+    result = scale(apps, registrations, hosts, steady_seconds, etcd_program, lambda what: click.echo(f"{what} ...", err=True))
+    if output == "json":
+        click.echo(json.dumps(result, indent=2))
+    else:
+        _print(result)
+        click.echo("\n".join(("", *plot(result["metrics"]))))
+    if not result["ok"]:
+        raise SystemExit(1)
+
+
 def _print(result: dict[str, Any]) -> None:
     click.echo(", ".join(f"{key} {value}" for key, value in {**result["parameters"], **result["environment"]}.items()))
     click.echo(f"{'':<34}{'n':>5}{'p50':>10}{'p95':>10}{'p99':>10}{'max':>10}")

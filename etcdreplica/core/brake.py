@@ -10,6 +10,7 @@ Hosts that nothing ran on do not count: those that left in order have handed the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 
@@ -46,6 +47,7 @@ class Occupancy:
 
     _used: dict[str, dict[int, bool]] = Factory(dict)  # by application, then by incarnation
     _gone: dict[str, set[str]] = Factory(dict)  # by application, where there are any
+    _absent: Counter[str] = Factory(Counter)  # by host: how many applications say so
 
     def look(self, name: str, cluster: ClusterView) -> None:
         """Take what is seen of an application now."""
@@ -58,7 +60,8 @@ class Occupancy:
             used[seat.incarnation] = app.replica(seat) is not None or before.get(seat.incarnation, not before)
             if is_gone and used[seat.incarnation] and (failure is None or failure.kind is FailureKind.HOST):
                 gone.add(seat.host)
-        self._gone.pop(name, None)
+        self._absent -= Counter(self._gone.pop(name, ()))
+        self._absent.update(gone)
         if used:
             self._used[name] = used
         if gone:
@@ -67,7 +70,7 @@ class Occupancy:
     @property
     def absent(self) -> set[str]:
         """Hosts that are gone although something ran there that did not end before they went."""
-        return set[str]().union(*self._gone.values())
+        return set(self._absent)
 
 
 @define

@@ -320,9 +320,27 @@ class _Step:
             holder = self.app.holds_checkpoint(name)
             return (not origin, failed, not holder, host.labels.get(ZONE) in zones, load, name)
 
-        free = [h for h in hosts if h not in taken and self.cluster.is_silent(h) is silent and self._allowed(h)]
-        free = [h for h in free if not primary or self._may_lead(h)]
-        return self._seat_on(min(free, key=rank)) if free else None
+        def is_able(name: str) -> bool:
+            able = name in hosts and name not in taken and self.cluster.is_silent(name) is silent and self._allowed(name)
+            return able and (not primary or self._may_lead(name))
+
+        special = self._special_hosts()
+        best = min(filter(is_able, special), key=rank, default=None)
+        for name in () if self.registration.hosts else self.cluster.room:
+            if name in special or not is_able(name):
+                continue
+            if best is None or rank(name) < rank(best):
+                best = name
+            if hosts[name].host.labels.get(ZONE) not in zones:
+                break  # those that follow are only fuller
+        return self._seat_on(best) if best is not None else None
+
+    def _special_hosts(self) -> set[str]:
+        """Those whose rank depends on more than their load and zone, or that have room for this application alone."""
+        holders = self.app.checkpoint.holders if self.app.checkpoint else ()
+        old = self.app.assignment.seats if self.app.assignment else ()
+        named = (*self.registration.hosts, *holders, *self.memory.failed_at, *(seat.host for seat in old))
+        return {*named, *([self.registration.origin] if self.registration.origin else [])}
 
     def _seat_on(self, name: str) -> Seat:
         self.draft = evolve(

@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen
 
-from etcdreplica.model import Assignment, Checkpoint, Failure, Host, InSync, Member, Pause, Registration, Replica, Seat, Server
+from etcdreplica.core.room import Occupants, Room
+from etcdreplica.model import (
+    Assignment,
+    AssignmentState,
+    Checkpoint,
+    Failure,
+    Host,
+    InSync,
+    Member,
+    Pause,
+    Registration,
+    Replica,
+    Seat,
+    Server,
+)
 from etcdreplica.words import Failover
+
+UNDER_WAY = (AssignmentState.PENDING, AssignmentState.ACTIVE, AssignmentState.BACKING_OFF)
 
 
 @frozen
@@ -76,6 +92,23 @@ class AppView:
         replica = self.replicas.get(seat.host)
         return replica if replica and replica.incarnation == seat.incarnation else None
 
+    @property
+    def seated_on(self) -> frozenset[str]:
+        """The hosts on which it has a seat, or is to have one again."""
+        if self.assignment is None:
+            return frozenset()
+        again = (self.assignment.again,) if self.assignment.again else ()
+        return frozenset(seat.host for seat in (*self.assignment.seats, *again))
+
+    @property
+    def lacks_seat(self) -> bool:
+        """Whether it would take a seat on a host that comes up, or has room again."""
+        if self.registration is None or self.assignment is None:
+            return self.registration is not None
+        assignment = self.assignment
+        missing = assignment.primary is None or len(assignment.seats) < self.registration.degree
+        return missing and assignment.state in UNDER_WAY
+
     def is_empty(self) -> bool:
         """Whether nothing of the application is left in etcd."""
         return not (self.registration or self.assignment or self.replicas or self.failures or self.corrupt or self.pause)
@@ -83,7 +116,11 @@ class AppView:
 
 @define
 class ClusterView:
-    """All applications and hosts at one revision."""
+    """All applications and hosts at one revision.
+
+    A change of a host concerns the applications that have a seat there, which `apply` returns. Those that lack a seat
+    (`seatless`) need only look again when there is something new for them: `offers` counts such changes.
+    """
 
     revision: int = 0
     hosts: dict[str, HostView] = Factory(dict)
@@ -94,6 +131,11 @@ class ClusterView:
     pause_revision: int = 0
     floor: int = 0  # below it are the epochs that an etcd before this one has used
     losses: dict[str, Loss] = Factory(dict)  # by host; what we found ourselves, so that no snapshot clears it
+    room: Room = field(factory=Room, eq=False)
+    seatless: set[str] = field(factory=set, eq=False)
+    offers: int = field(default=0, eq=False)
+    _seated: Occupants = field(factory=Occupants, eq=False)
+    _fast: Occupants = field(factory=Occupants, eq=False)  # of them, those with failover="fast"
 
     def app(self, name: str) -> AppView:
         """Return the view of an application, new if need be."""
@@ -108,20 +150,32 @@ class ClusterView:
         loss = self.losses.get(seat.host) if self.is_silent(seat.host) else None
         return loss if loss is not None and (app, seat.incarnation) in loss.seats else None
 
-    def fast_seats(self) -> dict[str, frozenset[tuple[str, int]]]:
-        """Return the seats of failover="fast", application and incarnation, by the host that is up and holds them.
+    def seated_on(self, host: str) -> set[str]:
+        """Return the applications that have a seat on a host."""
+        return set(self._seated.on(host))
 
-        Not those that hold the state of an object alone: what they may still acknowledge would be lost with them.
-        """
-        found: dict[str, set[tuple[str, int]]] = {}
-        for app in self.apps.values():
-            if app.registration is None or app.assignment is None or app.registration.failover is not Failover.FAST:
-                continue
-            for seat in app.assignment.seats:
-                alone = app.own_in_sync is not None and app.own_in_sync.members == (Member(seat.host, seat.incarnation),)
-                if not alone and seat.host in self.hosts and self.hosts[seat.host].session == seat.session:
-                    found.setdefault(seat.host, set()).add((app.name, seat.incarnation))
-        return {host: frozenset(seats) for host, seats in found.items()}
+    def offer(self) -> None:
+        """Have all that lack a seat look again."""
+        self.offers += 1
+
+    @property
+    def fast_hosts(self) -> list[str]:
+        """The hosts that are up and hold a seat of failover="fast"."""
+        return [host for host in self._fast.hosts if any(self._fast_seat(app, host) for app in self._fast.on(host))]
+
+    def fast_seats(self, host: str) -> frozenset[tuple[str, int]]:
+        """Return the seats of failover="fast" on a host that is up: application and incarnation."""
+        found = (self._fast_seat(app, host) for app in self._fast.on(host))
+        return frozenset(seat for seat in found if seat is not None)
+
+    def _fast_seat(self, name: str, host: str) -> tuple[str, int] | None:
+        """Not one that holds the state of an object alone: what it may still acknowledge would be lost with it."""
+        app, up = self.apps[name], self.hosts.get(host)
+        for seat in app.assignment.seats if app.assignment and up else ():
+            alone = app.own_in_sync is not None and app.own_in_sync.members == (Member(seat.host, seat.incarnation),)
+            if seat.host == host and up is not None and up.session == seat.session and not alone:
+                return name, seat.incarnation
+        return None
 
     def clear(self) -> None:
         """Forget everything, before a snapshot."""
@@ -129,18 +183,16 @@ class ClusterView:
         self.servers.clear()
         self.apps.clear()
         self.seats.clear()
+        self.room.clear()
+        self.seatless.clear()
+        self._seated.clear()
+        self._fast.clear()
         self.pause, self.pause_revision, self.floor = None, 0, 0
 
     def apply(self, kind: str, names: tuple[str, ...], value: Any, revision: int, created: int, error: str = "") -> set[str]:
         """Take one change; `value` None deletes, `error` says that the value cannot be read. Return the apps touched."""
         if kind == "hosts":
-            if error:  # its key, and so its lease, is there: what runs on it is not lost
-                self.hosts.setdefault(names[0], HostView(Host(address="", pid=0, capacity=0), created))
-            elif value is None:
-                self.hosts.pop(names[0], None)
-            else:
-                self.hosts[names[0]] = HostView(value, created)
-            return set(self.apps)
+            return self._apply_host(names[0], value, created, error)
         if kind == "servers":
             if value is None:
                 self.servers.pop(names[0], None)
@@ -168,15 +220,46 @@ class ClusterView:
             del self.apps[name]
         return {name}
 
+    def _apply_host(self, host: str, value: Any, created: int, error: str) -> set[str]:
+        if error:  # its key, and so its lease, is there: what runs on it is not lost
+            self.hosts.setdefault(host, HostView(Host(address="", pid=0, capacity=0), created))
+        elif value is None:
+            self.hosts.pop(host, None)
+        else:
+            self.hosts[host] = HostView(value, created)
+        if host in self.hosts:
+            self.offer()
+        self._weigh(host)
+        return self.seated_on(host)
+
     def expect(self, app: AppView, assignment: Assignment | None) -> None:
         """Count the seats of an assignment already while it is being written, so that many plans spread over the hosts."""
-        self.seats.subtract(seat.host for seat in (app.assignment.seats if app.assignment else ()))
+        before = app.assignment.seats if app.assignment else ()
+        after = assignment.seats if assignment else ()
         app.assignment = assignment
-        self.seats.update(seat.host for seat in (app.assignment.seats if app.assignment else ()))
+        if before != after:
+            self.seats.subtract(seat.host for seat in before)
+            self.seats.update(seat.host for seat in after)
+            for host in {seat.host for seat in (*before, *after)}:
+                self._weigh(host)
+        self._index(app)
+
+    def _weigh(self, host: str) -> None:
+        if host not in self.hosts:
+            self.room.drop(host)
+        elif self.room.put(host, self.seats[host], self.hosts[host].host.capacity):
+            self.offer()
+
+    def _index(self, app: AppView) -> None:
+        is_fast = app.registration is not None and app.registration.failover is Failover.FAST
+        self._seated.put(app.name, app.seated_on)
+        self._fast.put(app.name, app.seated_on if is_fast else frozenset())
+        (self.seatless.add if app.lacks_seat else self.seatless.discard)(app.name)
 
     def _apply_to(self, app: AppView, kind: str, names: tuple[str, ...], value: Any, revision: int) -> None:
         if kind == "registrations":
             app.registration, app.registration_revision = value, revision if value else 0
+            self._index(app)
         elif kind == "assignments":
             self.expect(app, value)
             app.assignment_revision = revision if value else 0

@@ -41,8 +41,8 @@ class Guard(asyncio.Protocol):
         self._decoder = Decoder()
         self._transport: asyncio.WriteTransport | None = None
         self._starting: dict[str, asyncio.Future[WardView]] = {}
-        self._on_exit: dict[tuple[str, int], Callable[[int], None]] = {}
-        self._exited: dict[tuple[str, int], int] = {}  # statuses that nobody has asked for yet
+        self._on_exit: dict[str, dict[int, Callable[[int], None]]] = {}  # by ward and process
+        self._exited: dict[str, dict[int, int]] = {}  # statuses that nobody has asked for yet
 
     @classmethod
     async def connect(cls) -> Guard:
@@ -102,16 +102,16 @@ class Guard(asyncio.Protocol):
 
     def release(self, ward: str, memo: object = None) -> None:
         """Forget a process that is dead, and without a memo all of its ward."""
-        self._on_exit = {key: callback for key, callback in self._on_exit.items() if key[0] != ward}
-        self._exited = {key: status for key, status in self._exited.items() if key[0] != ward}
+        self._on_exit.pop(ward, None)
+        self._exited.pop(ward, None)
         self._send("release", ward=ward, memo=msgspec.to_builtins(memo))
 
     def on_exit(self, ward: str, pid: int, callback: Callable[[int], None]) -> None:
         """Call `callback(status as from wait)` once the guardian has seen the end of its child."""
-        if (ward, pid) in self._exited:
-            callback(self._exited.pop((ward, pid)))
+        if pid in self._exited.get(ward, ()):
+            callback(self._exited[ward].pop(pid))
         else:
-            self._on_exit[ward, pid] = callback
+            self._on_exit.setdefault(ward, {})[pid] = callback
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the way out."""
@@ -136,11 +136,11 @@ class Guard(asyncio.Protocol):
             view = msgspec.convert({k: v for k, v in message.items() if k != "type"}, WardView)
             self.wards[view.ward] = view
         elif kind == "exited":
-            key = (message["ward"], message["pid"])
-            if key in self._on_exit:
-                self._on_exit.pop(key)(message["status"])
+            ward, pid = message["ward"], message["pid"]
+            if pid in self._on_exit.get(ward, ()):
+                self._on_exit[ward].pop(pid)(message["status"])
             else:
-                self._exited[key] = message["status"]
+                self._exited.setdefault(ward, {})[pid] = message["status"]
         elif (waiting := self._starting.get(message["ward"])) and not waiting.done():
             if kind == "spawned":
                 fields = ("ward", "pid", "started", "mark")

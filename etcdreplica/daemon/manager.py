@@ -109,7 +109,8 @@ class Manager:
             watchdog.touch(apps)
 
         def changed(host: str) -> None:
-            touch(view.apps)
+            view.offer()
+            touch(view.seated_on(host))
             if host in self._peers.losses:
                 roles.create_task(depose(self._store, host))
 

@@ -71,7 +71,7 @@ class PeerWatch:
         ]
         for host in gone:
             del self.losses[host]
-        wanted = sorted({*view.fast_seats(), *self.losses})
+        wanted = sorted({*view.fast_hosts, *self.losses})
         sessions = {host: view.hosts[host].session for host in wanted if self._address(host)}
         self._detector.watch(self._clock(), sessions, frozenset(view.hosts))
 
@@ -130,7 +130,7 @@ class PeerWatch:
         )
         log.warning("%s", reason)
         self._client.forget(self._address(lost.host))
-        self.losses[lost.host] = Loss(lost.session, reason, self._view.fast_seats().get(lost.host, frozenset()))
+        self.losses[lost.host] = Loss(lost.session, reason, self._view.fast_seats(lost.host))
         self.on_change(lost.host)
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from etcdreplica.daemon import death_notice
 from etcdreplica.daemon.guard import Guard, WardView
@@ -65,7 +66,7 @@ class ReplicaProcess:
         """Kill what is left of a ward, and return when all of it is dead."""
         if ward.pid is not None:
             tree = Tree(ward.mark, ward.pid, ward.started)
-            while kill_all([tree]):  # noqa: ASYNC110  (nothing tells when a whole tree is dead)
+            while await _sweep(tree):  # noqa: ASYNC110  (nothing tells when a whole tree is dead)
                 await asyncio.sleep(KILL_AGAIN_S)
 
     @classmethod
@@ -122,7 +123,7 @@ class ReplicaProcess:
 
     async def kill(self) -> None:
         """Kill all of it and return when nothing of it can run user code any more."""
-        while self._kill_once():  # noqa: ASYNC110  (nothing tells when a whole tree is dead)
+        while await self._kill_once():  # noqa: ASYNC110  (nothing tells when a whole tree is dead)
             await asyncio.sleep(KILL_AGAIN_S)
 
     async def gone(self) -> None:
@@ -137,12 +138,12 @@ class ReplicaProcess:
     def _start_time(pid: int) -> int | None:
         return start_time(pid)
 
-    def _kill_once(self) -> bool:
+    async def _kill_once(self) -> bool:
         """Kill all of it; whether something of it may still run."""
         for fd in self._alive.values():
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
-        return bool(kill_all([self._tree]) or self._alive.keys() - self._dying)
+        return bool(await _sweep(self._tree) or self._alive.keys() - self._dying)
 
     def _watch(self, pid: int) -> bool:
         try:
@@ -176,6 +177,28 @@ class ReplicaProcess:
             self.returncode = None if status is None else os.waitstatus_to_exitcode(status)
             self.exited.set_result(_in_words(self.returncode))
             self.on_exit()
+
+
+_ending: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Tree, asyncio.Future[bool]]] = WeakKeyDictionary()
+
+
+async def _sweep(tree: Tree) -> bool:
+    """Kill a tree; whether something of it may still run. All that end in one turn of the loop share one search of /proc."""
+    loop = asyncio.get_running_loop()
+    ending = _ending.setdefault(loop, {})
+    if not ending:
+        loop.call_soon(_sweep_all, ending)
+    if tree not in ending:
+        ending[tree] = loop.create_future()
+    return await asyncio.shield(ending[tree])
+
+
+def _sweep_all(ending: dict[Tree, asyncio.Future[bool]]) -> None:
+    trees = dict(ending)
+    ending.clear()
+    left = set(kill_all(trees))
+    for tree, future in trees.items():
+        future.set_result(tree in left)
 
 
 def _in_words(returncode: int | None) -> str:

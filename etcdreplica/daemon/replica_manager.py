@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
 
 from attrs import evolve
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.1
 WRITES_AT_ONCE = 64
+PLANS_AT_ONCE = 50
 
 
 class ReplicaManager:
@@ -45,6 +47,8 @@ class ReplicaManager:
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._wake_at: dict[str, float] = {}
+        self._timers: list[tuple[float, str]] = []  # a heap of these, and of some that are no longer valid
+        self._offers = 0
         self._writing: set[str] = set()
         self._written: dict[str, int] = {}  # the view must have caught up with our own write before the next plan
         self._slots = asyncio.Semaphore(WRITES_AT_ONCE)
@@ -61,18 +65,39 @@ class ReplicaManager:
             while True:
                 await self._until_due()
                 self._wake.clear()
-                now = self._clock()
-                due = self._dirty | {app for app, at in self._wake_at.items() if at <= now}
-                self._dirty = set()
-                for name in sorted(due):
-                    plan = self._plan(name, now)
-                    if plan is not None:
-                        app = self._view.app(name)
-                        txn = self._transaction(app, plan)
-                        writes.create_task(self._write(app, plan.assignment, txn))
+                for number, name in enumerate(self._due()):
+                    self._act(name, writes)
+                    if number % PLANS_AT_ONCE == PLANS_AT_ONCE - 1:
+                        await asyncio.sleep(0)  # renewals and changes do not wait for a thousand plans
+
+    def _due(self) -> Iterator[str]:
+        """Yield what is to be looked at: what was touched, what has waited for long enough, and what may find a seat now."""
+        due, self._dirty, now = self._dirty, set(), self._clock()
+        while self._timers and self._timers[0][0] <= now:
+            at, name = heappop(self._timers)
+            if self._wake_at.get(name) == at:
+                due.add(name)
+        yield from sorted(due)
+        if self._offers != self._view.offers:
+            self._offers = self._view.offers
+            for name in sorted(self._view.seatless):
+                if not self._view.room:
+                    return
+                yield name
+
+    def _act(self, name: str, writes: asyncio.TaskGroup) -> None:
+        plan = self._plan(name, self._clock())
+        if plan is not None:
+            app = self._view.app(name)
+            txn, before = self._transaction(app, plan), app.assignment
+            self._view.expect(app, plan.assignment or before)  # now, so that the next plan knows who has what
+            self._writing.add(name)
+            writes.create_task(self._write(app, before, txn))
 
     async def _until_due(self) -> None:
-        next_at = min(self._wake_at.values(), default=None)
+        next_at = self._timers[0][0] if self._timers else None
+        if self._offers != self._view.offers:
+            return
         try:
             async with asyncio.timeout(None if next_at is None else max(0.0, next_at - self._clock())):
                 await self._wake.wait()
@@ -80,7 +105,7 @@ class ReplicaManager:
             return
 
     def _plan(self, name: str, now: float) -> Plan | None:
-        self._wake_at.pop(name, None)
+        known = self._wake_at.pop(name, None)
         app = self._view.apps.get(name)
         if app is None:
             self._memory.pop(name, None)
@@ -91,6 +116,8 @@ class ReplicaManager:
         decision = decide(app, self._view, self._memory.setdefault(name, Memory()), now, self._settings)
         if decision.wake_at is not None:
             self._wake_at[name] = decision.wake_at
+            if decision.wake_at != known or known <= now:
+                heappush(self._timers, (decision.wake_at, name))
         return decision.plan
 
     def _transaction(self, app: AppView, plan: Plan) -> Txn:
@@ -134,10 +161,8 @@ class ReplicaManager:
         for incarnation in sorted(app.history, reverse=True)[kept:]:
             yield Delete(Key(Kind.HISTORY, (app.name, str(incarnation))))
 
-    async def _write(self, app: AppView, assignment: Assignment | None, txn: Txn) -> None:
-        before = app.assignment
-        self._writing.add(app.name)
-        self._view.expect(app, assignment or before)
+    async def _write(self, app: AppView, before: Assignment | None, txn: Txn) -> None:
+        """Write what the view expects already; `before` is what it takes back if that fails."""
         expected = app.assignment
         try:
             async with self._slots:

@@ -95,31 +95,52 @@ class Tree:
     def _search(self, processes: Processes) -> Iterator[int]:
         main = processes.stats.get(self.pid)
         reused = main is not None and int(main[19]) != self.started  # the number is somebody else's by now
+        found = [self.pid] if main is not None and not reused else []
+        if self.mark:
+            found += processes.in_group(self.pid) if self.pid > 0 and not reused else []
+            found += processes.marked(self.mark)
         members: set[int] = set()
-        for pid, fields in processes.by_age:  # parents before their children
-            parent, group = int(fields[1]), int(fields[2])
-            ours = parent in members or (pid == self.pid and not reused)
-            if self.mark and not ours:
-                mark = processes.mark(pid)
-                ours = (group == self.pid > 0 and not reused) or mark == self.mark or mark.startswith(f"{self.mark}/")
-            if ours and pid != os.getpid():
+        while found:
+            pid = found.pop()
+            if pid not in members and pid != os.getpid():
                 members.add(pid)
-                yield pid
+                found += processes.children(pid)
+        yield from sorted(members, key=processes.age)  # parents before their children
 
 
 class Processes:
-    """All processes of the machine at one moment."""
+    """All processes of the machine at one moment, so that many trees are found in one search."""
 
     def __init__(self) -> None:
         self.stats = dict(_all_processes())
-        self.by_age = sorted(self.stats.items(), key=lambda item: int(item[1][19]))
-        self._marks: dict[int, str] = {}
+        self._children: dict[int, list[int]] = {}
+        self._groups: dict[int, list[int]] = {}
+        self._marked: dict[str, list[int]] | None = None
+        for pid, fields in self.stats.items():
+            self._children.setdefault(int(fields[1]), []).append(pid)
+            self._groups.setdefault(int(fields[2]), []).append(pid)
 
-    def mark(self, pid: int) -> str:
-        """Return the mark in a process's environment, or nothing."""
-        if pid not in self._marks:
-            self._marks[pid] = _mark_of(pid)
-        return self._marks[pid]
+    def age(self, pid: int) -> int:
+        """Return when a process was started."""
+        return int(self.stats[pid][19])
+
+    def children(self, pid: int) -> list[int]:
+        """Return what a process has started."""
+        return self._children.get(pid, [])
+
+    def in_group(self, group: int) -> list[int]:
+        """Return the processes of a group."""
+        return self._groups.get(group, [])
+
+    def marked(self, mark: str) -> list[int]:
+        """Return the processes that carry a mark, or one below it, in their environment."""
+        if self._marked is None:
+            self._marked = {}
+            for pid in self.stats:
+                parts = _mark_of(pid).split("/")
+                for length in range(1, len(parts) + 1):
+                    self._marked.setdefault("/".join(parts[:length]), []).append(pid)
+        return self._marked.get(mark, [])
 
 
 def kill_all(trees: Iterable[Tree]) -> list[Tree]:

@@ -58,6 +58,28 @@ class Lease:
             self.deadline = max(self.deadline, self.sent.popleft() + ttl_s)
 
 
+class _Alarm:
+    """Waits until a moment, or until an earlier one is named; so a thousand new leases wake nobody a thousand times."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._at: float | None = None
+        self._hurry = asyncio.Event()
+
+    def by(self, at: float) -> None:
+        """Have whoever waits go on at that time at the latest."""
+        if self._at is None or at < self._at:
+            self._hurry.set()
+
+    async def wait(self, at: float | None) -> None:
+        """Wait; without a moment, until one is named."""
+        self._at = at
+        self._hurry.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if at is None else max(0.0, at - self._clock()) + 0.001):
+                await self._hurry.wait()
+
+
 class LeaseKeeper:
     """Grants, renews and revokes the leases of this process."""
 
@@ -66,7 +88,9 @@ class LeaseKeeper:
         self._clock = clock
         self._leases: dict[int, Lease] = {}
         self.on_confirm: Callable[[Lease], None] = lambda _: None  # called when a deadline has moved
-        self._changed = asyncio.Event()
+        self._by_stream: dict[int, dict[int, Lease]] = {stream: {} for stream in range(STREAMS)}
+        self._alarms = [_Alarm(clock) for _ in range(STREAMS)]
+        self._expiry = _Alarm(clock)
         self._expiring: asyncio.Task[None] | None = None
         self._renewing: dict[int, asyncio.Task[None]] = {}  # by stream, from the first lease that falls to it
 
@@ -82,15 +106,22 @@ class LeaseKeeper:
         return lease
 
     def _hold(self, lease: Lease) -> None:
-        self._leases[lease.id] = lease
-        self._changed.set()
+        stream = lease.id % STREAMS
+        self._leases[lease.id] = self._by_stream[stream][lease.id] = lease
+        self._alarms[stream].by(lease.renew_at)
+        self._expiry.by(lease.deadline)
         self._expiring = self._expiring or asyncio.create_task(self._expire())
-        if (stream := lease.id % STREAMS) not in self._renewing:
+        if stream not in self._renewing:
             self._renewing[stream] = asyncio.create_task(self._renew(stream))
+
+    def _forget(self, lease: Lease, reason: str) -> None:
+        self._leases.pop(lease.id, None)
+        self._by_stream[lease.id % STREAMS].pop(lease.id, None)
+        lease.lose(reason)
 
     def _of(self, stream: int) -> list[Lease]:
         """Return the leases of a stream, first those that end first: a slow stream that is given up gets on all the same."""
-        return sorted((lease for lease in self._leases.values() if lease.id % STREAMS == stream), key=attrgetter("deadline"))
+        return sorted(self._by_stream[stream].values(), key=attrgetter("deadline"))
 
     def resume(self, lease_id: int, ttl_s: float, deadline: float) -> Lease:
         """Go on renewing a lease that an earlier process of this host held, confirmed until `deadline`."""
@@ -101,14 +132,12 @@ class LeaseKeeper:
 
     async def revoke(self, lease: Lease) -> None:
         """Give a lease up: its keys vanish at once. An already expired one is no error."""
-        self._leases.pop(lease.id, None)
-        lease.lose("revoked")
+        self._forget(lease, "revoked")
         await self.revoke_id(lease.id)
 
     def drop(self, lease: Lease) -> None:
         """Renew it no longer: it expires by itself."""
-        self._leases.pop(lease.id, None)
-        lease.lose("given up")
+        self._forget(lease, "given up")
 
     async def revoke_id(self, lease_id: int) -> None:
         """Give up a lease of another process of this host that is known to be dead."""
@@ -143,7 +172,6 @@ class LeaseKeeper:
     async def _requests(self, stream: int) -> AsyncIterator[Any]:
         first = True
         while True:
-            self._changed.clear()
             now = self._clock()
             for lease in self._of(stream):
                 if not first and lease.renew_at > now:
@@ -155,29 +183,21 @@ class LeaseKeeper:
                 lease.renew_after(sent_at)
                 yield rpc.LeaseKeepAliveRequest(ID=lease.id)
             first = False
-            await self._wait_until(min((lease.renew_at for lease in self._of(stream)), default=None))
+            await self._alarms[stream].wait(min((lease.renew_at for lease in self._by_stream[stream].values()), default=None))
 
     async def _expire(self) -> None:
         while True:
-            self._changed.clear()
             for lease in list(self._leases.values()):
                 if lease.deadline <= self._clock():
-                    del self._leases[lease.id]
-                    lease.lose(f"not renewed for {lease.ttl_s:g} s")
-            await self._wait_until(min((lease.deadline for lease in self._leases.values()), default=None))
-
-    async def _wait_until(self, at: float | None) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if at is None else max(0.0, at - self._clock()) + 0.001):
-                await self._changed.wait()
+                    self._forget(lease, f"not renewed for {lease.ttl_s:g} s")
+            await self._expiry.wait(min((lease.deadline for lease in self._leases.values()), default=None))
 
     def _take(self, answer: Any) -> None:
         lease = self._leases.get(answer.ID)
         if lease is None:
             return
         if answer.TTL <= 0:
-            del self._leases[lease.id]
-            lease.lose("etcd says it has expired")
+            self._forget(lease, "etcd says it has expired")
         else:
             lease.confirm(float(answer.TTL))
             self.on_confirm(lease)

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 PROGRESS_S = 5.0  # a quiet watch is asked for a sign of life this often
 SILENCE_S = 11.0  # and given up when none came for this long
 RETRY_S = (0.1, 2.0)
+PAGE = 1000  # keys in one answer: neither etcd nor whoever reads is held up by a cluster of any size
 _DELETE = 1  # mvccpb.Event.DELETE
 
 
@@ -89,11 +90,20 @@ class Store:
         return entry
 
     async def list(self, kind: Kind | None = None, *names: str) -> Snapshot:
-        """Read all records under a kind (and first names), or of the cluster, at one revision."""
+        """Read all records under a kind (and first names), or of the cluster, at one revision.
+
+        Raises StoreError, also when that revision is compacted before all of it was read.
+        """
         prefix = self.keys.prefix(kind, *names)
-        request = rpc.RangeRequest(key=prefix, range_end=_end(prefix))
-        answer = await self.channel.call("KV.Range", request, repeat=True, timeout_s=10.0)
-        return Snapshot(self._entries(answer.kvs), answer.header.revision)
+        start, revision, entries = prefix, 0, list[Entry]()
+        while True:
+            request = rpc.RangeRequest(key=start, range_end=_end(prefix), limit=PAGE, revision=revision)
+            answer = await self.channel.call("KV.Range", request, repeat=True, timeout_s=10.0)
+            entries += self._entries(answer.kvs)
+            revision = revision or answer.header.revision
+            if not answer.more:
+                return Snapshot(tuple(entries), revision)
+            start = answer.kvs[-1].key + b"\0"
 
     async def commit(self, txn: Txn) -> TxnResult:
         """Run a transaction. Raises StoreUnavailableError when it is unknown whether it happened."""

@@ -23,12 +23,12 @@ from etcdreplica.testing.bench import SETTLE_S, environment, pidfd_notice, summa
 from etcdreplica.testing.cluster import LocalCluster
 from etcdreplica.testing.etcd import EmbeddedEtcd
 from etcdreplica.testing.probe import Probe
+from etcdreplica.testing.processes import cpu_s, resident_mib
 from etcdreplica.words import Style
 
 IDLE = Path(__file__).with_name("idle.py")
 HANG_TIMEOUT_S = 1.0
 CPU_S = 20.0
-TICKS = os.sysconf("SC_CLK_TCK")
 _LATE = re.compile(r"killed, ([0-9.]+) ms after its deadline")
 _DEADLINE = """
 import ctypes, os, sys
@@ -150,14 +150,14 @@ def _idle_cost(etcd: EmbeddedEtcd, count: int) -> dict[str, Any]:
         assert host.process is not None
         pids = {"watchdog": cluster.view.hosts[host.name].host.pid, "guardian": host.process.pid}
         time.sleep(2.0)
-        before = {name: _cpu_s(pid) for name, pid in pids.items()}
+        before = {name: cpu_s(pid) for name, pid in pids.items()}
         started = boottime()
         time.sleep(CPU_S)
         took = boottime() - started
-        cost = {name: 100 * (_cpu_s(pid) - before[name]) / took for name, pid in pids.items()}
+        cost = {name: 100 * (cpu_s(pid) - before[name]) / took for name, pid in pids.items()}
         return {
             **{f"{name}_cpu": {"unit": "% of a core", "n": 1, "max": round(share, 2)} for name, share in cost.items()},
-            **{f"{name}_memory": {"unit": "MiB", "n": 1, "max": _resident_mib(pid)} for name, pid in pids.items()},
+            **{f"{name}_memory": {"unit": "MiB", "n": 1, "max": resident_mib(pid)} for name, pid in pids.items()},
         }
 
 
@@ -219,12 +219,3 @@ def _epoch(cluster: LocalCluster, name: str) -> int:
 
 def _roomy(count: int) -> dict[str, Sequence[str]]:
     return {"host-a": ("--capacity", str(count))}
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def _resident_mib(pid: int) -> float:
-    return round(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / (1 << 20), 1)

@@ -285,6 +285,11 @@ class LocalCluster:
                 if left <= 0 or not self._changed.wait(left):
                     raise EtcdReplicaError(f"waited {timeout:g} s in vain for {what}\n{self.describe()}")
 
+    def look(self, at: Callable[[ClusterView], T]) -> T:
+        """Return what a function makes of the view, which stands still meanwhile."""
+        with self._changed:
+            return at(self.view)
+
     def describe(self) -> str:
         """Return what is known, for messages of failed tests."""
         lines = [f"hosts up: {sorted(self.view.hosts)}; leaders: {self.leaders}"]

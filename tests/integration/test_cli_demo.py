@@ -95,3 +95,22 @@ def test_bench_failover() -> None:
             assert 0 <= figures["p50"] <= figures["p95"] <= figures["p99"] <= figures["max"]
     assert {figures["n"] for figures in shown["metrics"].values()} == {2}
     assert marked(mark) == []
+
+
+def test_bench_scale() -> None:
+    """All of it with a few applications and hosts: every application has one primary after each loss."""
+    mark = unique("bench")
+    sizes = ("--apps", "9", "--registrations", "60", "--hosts", "6", "--steady-seconds", "0.2")
+    done = cli("bench", "scale", *sizes, "-o", "json", env={MARK: mark}, timeout=110)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert set(shown) == {"bench", "parameters", "environment", "metrics", "floors", "peers", "ratios", "ok"}
+    assert (shown["bench"], shown["ok"]) == ("scale", True)
+    assert shown["parameters"] == {"apps": 9, "registrations": 60, "hosts": 6, "steady_s": 0.2}
+    metrics = shown["metrics"]
+    assert metrics["not_one_primary"]["max"] == 0
+    assert metrics["mass_crash"]["n"] == 3
+    assert metrics["mass_host_lost"]["n"] >= 3
+    assert {f"manager_cpu_per_app@{count}" for count in (6, 20, 60)} <= set(metrics)
+    assert metrics["lost@60"]["n"] >= 1
+    assert marked(mark) == []

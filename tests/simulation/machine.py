@@ -353,7 +353,7 @@ class SimulatedReplicaProcess(ReplicaProcess):
         if process is not None:
             process.kill() if number == signal.SIGKILL else process.terminate()
 
-    def _kill_once(self) -> bool:
+    async def _kill_once(self) -> bool:
         process = self.host.processes.get(self.pid)
         if process is not None:
             process.kill()

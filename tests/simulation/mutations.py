@@ -80,7 +80,7 @@ def _counted_from_the_answer() -> AbstractContextManager[Any]:
 
 def _released_before_death() -> AbstractContextManager[Any]:
     async def kill(self: ReplicaProcess) -> None:
-        self._kill_once()
+        await self._kill_once()
 
     return patch.object(ReplicaProcess, "kill", kill)
 

@@ -54,6 +54,7 @@ class World:
         self.placements: dict[tuple[str, str], tuple[Placement, int]] = {}  # by host and application
         self.successions: dict[tuple[str, str], Succession] = {}
         self.events: dict[int, Event] = {}  # by incarnation
+        self.touched: set[str] = set()  # applications that a change has concerned, for whoever clears it
         self.join(*hosts)
 
     # --- what is there ---------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ class World:
                 self.successions.pop((names[0], names[1]), None)
                 if value is not None:
                     self.successions[names[0], names[1]] = value
-            self.view.apply(kind, names, value, revision, revision)
+            self.touched |= self.view.apply(kind, names, value, revision, revision)
         return revision
 
     def register(

@@ -45,12 +45,17 @@ def assigned(*hosts: str) -> Assignment:
 
 
 def test_host_comes_and_goes() -> None:
-    """The session is the revision at which the host's key was made, and each change concerns every application."""
+    """The session is the revision at which the host's key was made; a change concerns who has a seat there, or lacks one."""
     view = ClusterView()
     view.apply("registrations", ("shop",), REGISTRATION, 2, 2)
-    assert view.apply("hosts", ("a",), HOST, 9, 4) == {"shop"}
+    assert view.apply("hosts", ("a",), HOST, 9, 4) == set()
+    assert view.offers
+    assert view.seatless == {"shop"}
     assert view.hosts == {"a": HostView(HOST, 4)}
-    assert view.apply("hosts", ("a",), None, 10, 0) == {"shop"}
+    view.apply("assignments", ("shop",), assigned("a"), 9, 9)
+    view.apply("assignments", ("bank",), assigned("b"), 9, 9)
+    assert view.apply("hosts", ("a",), HOST, 10, 10) == {"shop"}
+    assert view.apply("hosts", ("a",), None, 11, 0) == {"shop"}
     assert view.hosts == {}
 
 

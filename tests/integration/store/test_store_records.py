@@ -136,6 +136,28 @@ async def test_list_takes_whole_names_only(store: Store) -> None:
     assert {entry.key for entry in (await store.list()).entries} == {*mine, *others, host_key("app")}
 
 
+async def test_list_in_pages_is_of_one_revision(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written between two pages does not show."""
+    monkeypatch.setattr("etcdreplica.store.store.PAGE", 2)
+    keys = [host_key(name) for name in "abcde"]
+    revision = await write(store, *(Put(key, host(1)) for key in keys))
+    call, pages = store.channel.call, 0
+
+    async def meddle(name: str, request: Any, **options: Any) -> Any:
+        nonlocal pages
+        answer = await call(name, request, **options)
+        if name == "KV.Range":
+            pages += 1
+            await write(store, Delete(keys[-1]), Put(keys[2], host(9)))
+        return answer
+
+    monkeypatch.setattr(store.channel, "call", meddle)
+    listed = await store.list(Kind.HOSTS)
+    assert pages == 3
+    assert listed.revision == revision
+    assert [(entry.key, entry.value) for entry in listed.entries] == [(key, host(1)) for key in keys]
+
+
 async def test_clusters_do_not_see_each_other(store: Store) -> None:
     """A cluster whose name begins with another's name shares nothing with it."""
     async with Store(store.channel.options, f"{store.keys.cluster}2") as other:
