@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test unit integration lab lint format bench docs proto clean
+.PHONY: help setup demo test unit integration simulation lab lint format bench docs proto clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ unit: $(READY)   ## only the tests that need no etcd
 
 integration: $(READY)  ## only the tests with a real etcd and real processes
 	$(BIN)/pytest tests/integration
+
+simulation: $(READY)  ## the control plane on simulated hosts: SEEDS=1000 FIRST_SEED=1
+	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),1000) --first-seed $(or $(FIRST_SEED),1)
 
 lab: $(READY)    ## random faults on hosts in network namespaces (LAB_MINUTES=60 for long, LAB_SEED= to repeat); needs root
 	$(BIN)/pytest tests/lab

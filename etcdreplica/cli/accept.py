@@ -9,12 +9,14 @@ from typing import Any
 import click
 
 from etcdreplica.cli.options import connection_options, with_store
+from etcdreplica.errors import EtcdReplicaError
 
 
 @click.command("accept-etcd", short_help="Go on with an etcd that was restored or is empty.")
 @click.argument("lost")
+@click.option("--force", is_flag=True, help="Although hosts work with it: those that have never seen the one before do.")
 @connection_options
-def accept_etcd_command(lost: str, **options: Any) -> None:
+def accept_etcd_command(lost: str, force: bool, **options: Any) -> None:
     """Go on with an etcd that was restored from a backup, or is empty, after the one before is lost for good.
 
     Every host refuses an etcd that does not know all it was told; the error in the log of its node names LOST, the origin of
@@ -31,6 +33,12 @@ def accept_etcd_command(lost: str, **options: Any) -> None:
     origin = accepted_origin(lost, f"{getpass.getuser()}@{socket.gethostname()}")
 
     async def accept(store: Store) -> None:
+        hosts = [entry.key.names[0] for entry in (await store.list(Kind.HOSTS)).entries]
+        if hosts and not force:
+            raise EtcdReplicaError(
+                f"hosts work with this etcd: {', '.join(sorted(hosts))}. If it was restored just now, they are of the backup: "
+                "try again after one lease TTL. If they are new, and others refuse it, use --force"
+            )
         await store.commit(Txn((), (Put(Key(Kind.ORIGIN, (cluster,)), origin),)))
 
     with_store(accept, **options)

@@ -48,9 +48,10 @@ def node_command(no_manager: bool, no_checkpoints: bool, verbose: bool, **option
 
     async def run() -> None:
         guard = await Guard.connect()
-        async with daemon_store(settings) as store:
-            manager = None if no_manager else _environment(options, _MANAGER_NAMES)
-            checkpoints = None if no_checkpoints else {**_REUSE_MEMORY, **_environment(options, _CHECKPOINT_NAMES)}
+        async with daemon_store(settings, settings.state_dir) as store:
+            given = {**options, "state_dir": settings.state_dir}
+            manager = None if no_manager else _environment(given, _MANAGER_NAMES)
+            checkpoints = None if no_checkpoints else {**_REUSE_MEMORY, **_environment(given, _CHECKPOINT_NAMES)}
             await Node(settings, store, guard, manager, checkpoints).run()
 
     serve(run())
@@ -76,7 +77,7 @@ def watchdog_command(verbose: bool, **options: Any) -> None:
 
     async def run() -> None:
         guard = await Guard.connect()
-        async with daemon_store(settings) as store:
+        async with daemon_store(settings, settings.state_dir) as store:
             await WatchDog(settings, store, guard).run()
 
     serve(run())
@@ -87,6 +88,8 @@ def watchdog_command(verbose: bool, **options: Any) -> None:
 @verbose_option
 def manager_command(verbose: bool, **options: Any) -> None:
     """Run only a candidate for ReplicaManager and SuperWatchDog. Several may run; one leads.
+
+    With --state-dir the next one here knows which etcd this one has worked with.
 
     \b
     Example:
@@ -100,7 +103,7 @@ def manager_command(verbose: bool, **options: Any) -> None:
     settings = node_settings(**options)
 
     async def run() -> None:
-        async with daemon_store(settings) as store:
+        async with daemon_store(settings, options["state_dir"]) as store:
             await Manager(store, settings.host, settings.lease_ttl_s, peers=PeerClient(settings.peer_tls)).run()
 
     serve(run())
@@ -127,7 +130,7 @@ def checkpoint_server_command(verbose: bool, **options: Any) -> None:
     set_precedence(0)  # it must not compete with the daemon that renews leases
 
     async def run() -> None:
-        async with daemon_store(settings) as store:
+        async with daemon_store(settings, settings.state_dir) as store:
             await CheckpointServer(settings, store).run()
 
     serve(run())

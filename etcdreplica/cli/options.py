@@ -207,12 +207,15 @@ def node_settings(labels: tuple[str, ...] = (), **options: Any) -> NodeSettings:
     )
 
 
-def daemon_store(settings: NodeSettings) -> Store:
-    """Return the store of a daemon, which works with no other etcd than the one of before."""
-    from etcdreplica.store import Lineage, Store
-    from etcdreplica.store.lineage import FILE_NAME
+def daemon_store(settings: NodeSettings, state_dir: Path | None) -> Store:
+    """Return the store of a daemon, which works with no other etcd than the one of before.
 
-    lineage = Lineage(settings.state_dir / FILE_NAME, settings.lease_ttl_s)
+    Without a directory only this process remembers that.
+    """
+    from etcdreplica.store import Lineage, Store
+    from etcdreplica.store.lineage import file_name
+
+    lineage = Lineage(state_dir and state_dir / file_name(settings.cluster), settings.lease_ttl_s)
     return Store(settings.etcd, settings.cluster, lineage=lineage)
 
 

@@ -97,6 +97,7 @@ class Run:
             run._publisher.revision = None
             run._started_at = memo.replica.body_at or run._started_at
             run._vitals.arrived = memo.replica.state not in (ReplicaState.STARTING, ReplicaState.STANDBY)
+            run._vitals.awaited = run._vitals.arrived
         if memo.lease is not None:
             deadline = context.lease.deadline if ward.until is None else ward.until + context.settings.timing.kernel_margin_s
             run._hold.own = context.store.leases.resume(memo.lease, memo.ttl_s, deadline)
@@ -199,7 +200,7 @@ class Run:
         self.process.include(connection.pid)
         self._connection = connection
         self._attached.set()
-        self._vitals.arrived = True
+        self._vitals.arrived, self._vitals.awaited = True, False
         connection.on_message = self._on_message
         placement = self.placement
         connection.send(

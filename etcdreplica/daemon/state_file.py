@@ -7,10 +7,11 @@ everything from its guardian; the file is for when the guardian died too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -82,12 +83,13 @@ class StateFile:
             self._lock = None
 
     def record_session(self, guardian: str, lease: int) -> None:
-        """Note the guardian and the lease of a session."""
+        """Note the guardian and the lease of a session. If the disk takes nothing, the lease must expire by itself one day."""
         self._guardian, self._lease = guardian, lease
-        self._write(flush=True)  # nothing runs here yet that a slow disk could harm
+        with _unless_full(self._path):
+            self._write(flush=True)  # nothing runs here yet that a slow disk could harm
 
     def record_process(self, app: str, pid: int, started: int | None) -> None:
-        """Note a replica that was started by hand, which dies with nobody."""
+        """Note a replica that was started by hand, which dies with nobody. Raises OSError: who is not noted must not run."""
         if started is not None:
             self._processes[app] = (pid, started)
             self._write()
@@ -95,7 +97,8 @@ class StateFile:
     def forget_process(self, app: str) -> None:
         """A replica is known dead."""
         if self._processes.pop(app, None):
-            self._write()
+            with _unless_full(self._path):  # whoever reads it there finds no such process
+                self._write()
 
     def forget(self) -> None:
         """The session ended in order: nothing is left behind."""
@@ -123,6 +126,15 @@ class StateFile:
     def _write(self, *, flush: bool = False) -> None:
         left = Leftover(self._boot, self._guardian, self._lease, self._processes)
         replace_file(self._path, msgspec.json.encode(left), flush=flush)
+
+
+@contextlib.contextmanager
+def _unless_full(path: Path) -> Iterator[None]:
+    """Go on without the file where the disk is full, or fails."""
+    try:
+        yield
+    except OSError as error:
+        log.error("cannot write %s: %s", path, error.strerror)
 
 
 def _read(path: Path) -> Leftover | None:

@@ -24,6 +24,7 @@ from etcdreplica.words import PROBE_CALL
 EVIDENCE_LIMIT = 8192  # characters; it stands in etcd
 STACKS_S = 0.2  # a signal handler writes its stacks within this, or not at all
 LOOK_S = 0.01
+RETURN_S = 5.0  # a process that lives says hello to a new WatchDog well within this
 _WORDS = {
     Slot.PULSE: "the process gave no sign of life",
     Slot.LOOP: "the event loop did not run",
@@ -43,6 +44,7 @@ class Vitals:
         self.health = 0, ""  # bad answers of the `health` function in a row, and the last one's reason
         self.hung = ""
         self.arrived = False  # at the protected call
+        self.awaited = False  # it had arrived, and has not come back to this WatchDog yet
         self._on_hung = on_hung
         self._registration: Registration | None = None  # while it is judged
         self._prober: Prober | None = None
@@ -96,9 +98,13 @@ class Vitals:
 
     def _verdict(self, registration: Registration, at: float) -> str:
         if self.page is None:
+            self._waiting_since = at if self._waiting_since is None else self._waiting_since
+            if self.awaited and registration.hang_timeout_s:
+                limit_s = RETURN_S + registration.hang_timeout_s
+                late = at - self._waiting_since > limit_s
+                return f"it did not come back to its WatchDog, which was replaced, within {limit_s:g} s" if late else ""
             if self.arrived:
                 return ""  # it could not give signs of life: only its probes tell
-            self._waiting_since = at if self._waiting_since is None else self._waiting_since
             late = at - self._waiting_since > registration.start_timeout_s
             return f"it did not reach the protected call within {registration.start_timeout_s:g} s" if late else ""
         seen = self.page.slots()

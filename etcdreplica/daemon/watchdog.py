@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 RETRY_S = 0.5
 REPORT_S = 3.0  # how long a stopping WatchDog tries to report to etcd
 TICK_S = 0.05  # how often the signs of life are looked at, at most
-EXTEND = 1 / 20  # of a TTL: how long confirmations of leases are gathered before the guardian is told
 
 
 class WatchDog:
@@ -56,7 +55,8 @@ class WatchDog:
         self._store = store
         self.clock = clock
         self._machine = machine or Machine()
-        self._context: HostContext | None = None
+        self._context: HostContext | None = None  # None also while a session ends: nothing new begins in it
+        self._lease: Lease | None = None  # of the session, to its very end
         self._server = self._machine.app_server(settings.socket_path, self._on_hello)
         self._peers = self._machine.peer_server(settings, lambda: self._context.session if self._context else 0)
         self._state = self._machine.state_file(settings.state_dir)
@@ -107,16 +107,19 @@ class WatchDog:
             await asyncio.sleep(TICK_S)
 
     def _on_confirm(self, _: Lease) -> None:
+        """Gather confirmations, but not for so long that the guardian acts on what was known before the last possible one."""
         if self._extending is None:
-            self._extending = asyncio.get_running_loop().call_later(EXTEND * self.settings.lease_ttl_s, self._extend)
+            timing = self.settings.timing
+            gather_s = (timing.fence_margin_s - timing.kernel_margin_s) / 2
+            self._extending = asyncio.get_running_loop().call_later(gather_s, self._extend)
 
     def _extend(self) -> None:
         """Move the deadlines of everything that runs here to where its leases have been confirmed."""
         self._extending = None
-        if self._context is None:
+        if self._lease is None:
             return
         deadlines = {app: run.until for app, run in self._runs.items() if run.until is not None}
-        self.guard.until({**deadlines, SESSION: self._context.lease.deadline - self.settings.timing.kernel_margin_s})
+        self.guard.until({**deadlines, SESSION: self._lease.deadline - self.settings.timing.kernel_margin_s})
         for run in self._runs.values():
             run.renewed()
 
@@ -297,6 +300,7 @@ class WatchDog:
                 return lease
 
     def _begin_session(self, session: int, lease: Lease) -> HostContext:
+        self._lease = lease
         self._context = HostContext(
             self.settings,
             self._store,
@@ -409,6 +413,7 @@ class WatchDog:
             self.guard.release(app)
         with contextlib.suppress(StoreError):
             await self._store.leases.revoke(lease)
+        self._lease = None
         self.guard.release(SESSION)
         self._state.forget()
 

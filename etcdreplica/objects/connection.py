@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 THREAD = "etcdreplica objects"
 CLOSE_S = 5.0  # for the other side to read what was sent last
+KEEPALIVE_S = 2  # the kernel asks whether the other host is there when nothing was said for so long
+SILENCE_S = 6  # after which a host that acknowledges nothing counts as gone: else TCP waits twice as long each time
 HIGH_WATER = 8 << 20  # bytes that wait to be sent, from which on nothing more is taken or sent
 
 
@@ -84,6 +86,9 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=HIGH_WATER)
         if (sock := transport.get_extra_info("socket")) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes. What a client has sent waits while it does not read its answers."""

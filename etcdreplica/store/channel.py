@@ -184,8 +184,10 @@ class EtcdChannel:
 
     async def _trusted(self, metadata: Any) -> grpc.aio.Channel:
         """Return the connection in use, known to lead to the etcd of before. Raises StoreError."""
-        used = self._connection()
-        while self._check is not None:
+        if self._check is None or self._check.is_sure:
+            return self._connection()
+        async with self._check.asking:  # if that takes a timeout, it takes the others none: they find another endpoint
+            used = self._connection()
             try:
                 await self._check.verify(partial(_method, used), self.options.timeout_s, metadata)
             except grpc.aio.AioRpcError as error:
@@ -195,10 +197,7 @@ class EtcdChannel:
             except EtcdReplacedError:
                 self._rotate(used)
                 raise
-            before, used = used, self._connection()
-            if used is before:
-                break  # and no other call has moved on meanwhile
-        return used
+            return used
 
     def forget_token(self) -> None:
         """Authenticate again before the next call."""
@@ -217,6 +216,8 @@ class EtcdChannel:
     def _rotate(self, used: grpc.aio.Channel) -> None:
         if used is not self._open:
             return  # another call has already moved on
+        if self._check is not None:
+            self._check.doubt()
         if len(self.options.endpoints) == 1:
             return  # gRPC reconnects by itself
         self._index = (self._index + 1) % len(self.options.endpoints)
@@ -231,7 +232,7 @@ class EtcdChannel:
             closing.add_done_callback(self._closing.discard)
 
     def _fail(self, used: grpc.aio.Channel, error: grpc.aio.AioRpcError) -> NoReturn:
-        if self._check is not None:
+        if self._check is not None and used is self._open:
             self._check.doubt()
         code, text = error.code(), error.details() or ""
         if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED) or any(t in text for t in _DENIED):

@@ -29,7 +29,6 @@ from etcdreplica.model import Origin
 
 log = logging.getLogger(__name__)
 
-FILE_NAME = "etcd.json"
 WRITE_S = 5.0  # the revision in the file is not older than that, while it changes
 
 
@@ -51,6 +50,7 @@ class Lineage:
         self._ttl_s = lease_ttl_s
         self._clock = clock
         self._written_at = 0.0
+        self._is_written = True
         self._refused_at: float | None = None
         self._said = ""
         self.known = _read(path)
@@ -127,8 +127,16 @@ class Lineage:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self._path, msgspec.json.encode(self.known), flush=flush)
+            self._is_written = True
         except OSError as error:
-            log.warning("cannot write %s (%s): the next daemon here will believe any etcd", self._path, error.strerror)
+            if self._is_written:
+                log.error("cannot write %s (%s): the next daemon here may believe another etcd", self._path, error.strerror)
+            self._is_written = False
+
+
+def file_name(cluster: str) -> str:
+    """Return the name of the file for a cluster, in the state directory."""
+    return f"etcd-{cluster}.json"
 
 
 def first_origin() -> Origin:

@@ -16,17 +16,17 @@ LINEAR = ("KV.Range", "KV.Txn")  # their answers are never older than what was t
 
 
 class OriginCheck:
-    """Belongs to one channel; `path` is the key of the origin."""
+    """Belongs to one channel; `path` is the key of the origin. Whoever calls `verify` holds `asking`."""
 
     def __init__(self, path: bytes, lineage: Lineage) -> None:
         self._path = path
         self._lineage = lineage
-        self._is_sure = False
-        self._asking = asyncio.Lock()
+        self.is_sure = False
+        self.asking = asyncio.Lock()
 
     def doubt(self) -> None:
         """Ask again before the next call."""
-        self._is_sure = False
+        self.is_sure = False
 
     def expected(self, name: str) -> int:
         """Return the revision that the answer to a call which is made now must have at least."""
@@ -45,14 +45,9 @@ class OriginCheck:
 
         Raises EtcdReplacedError, or what gRPC raises.
         """
-        if self._is_sure:
+        if self.is_sure:  # somebody else has asked
             return
-        async with self._asking:
-            await self._ask(method, {"timeout": timeout_s, "metadata": metadata})
-
-    async def _ask(self, method: Callable[[str], Any], options: dict[str, Any]) -> None:
-        if self._is_sure:  # somebody else has asked
-            return
+        options = {"timeout": timeout_s, "metadata": metadata}
         read = rpc.RangeRequest(key=self._path)
         at_least = self._lineage.revision
         answer = await method("KV.Range")(read, **options)
@@ -61,7 +56,7 @@ class OriginCheck:
             answer = await method("KV.Range")(read, **options)
         found = decode(Key(Kind.ORIGIN, ("",)), answer.kvs[0].value) if answer.kvs else None
         self._lineage.verify(answer.header, found if isinstance(found, Origin) else None, at_least)
-        self._is_sure = True
+        self.is_sure = True
 
 
 def _create(path: bytes) -> Any:

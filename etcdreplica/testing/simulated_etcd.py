@@ -38,6 +38,7 @@ class Link:
 
     def __init__(self, world: World, random: Random) -> None:
         self.delay_s = 0.0003
+        self.answer_delay_s = 0.0  # how much more an answer takes
         self.out_cut = False
         self.in_cut = False
         self.lose_answers = 0.0  # how likely an answer never comes
@@ -51,7 +52,7 @@ class Link:
             self._held.append((deliver, lose))
             return not_before
         world = self._world
-        at = world.now + self.delay_s * (0.5 + self._random.random())
+        at = world.now + self.delay_s * (0.5 + self._random.random()) + (0.0 if out else self.answer_delay_s)
         if at < not_before:
             at = not_before
         world.at(at, deliver)

@@ -141,7 +141,7 @@ class World:
     def unseen(self) -> list[str]:
         """Return the exceptions of tasks of which nobody took notice."""
         tasks = [task for loop in self._loops for task in loop.tasks if task.done() and not task.cancelled()]
-        return [f"{task.get_name()}: {task._exception!r}" for task in tasks if task._log_traceback]  # type: ignore[attr-defined]
+        return [f"{task.get_name()}: {task.exception()!r}" for task in tasks if getattr(task, "_log_traceback", False)]
 
     def dispose(self) -> None:
         """End everything without a word; nothing of it may be used afterwards."""
@@ -151,16 +151,19 @@ class World:
             for task in loop.tasks:
                 if task.done():
                     continue
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                setattr(task, "_log_destroy_pending", False)  # noqa: B010  (asyncio has no other way)
                 with suppress(BaseException):  # what it does on its way out concerns nobody
-                    task.get_coro().close()  # type: ignore[union-attr]
+                    task.get_coro().close()
             loop.tasks.clear()
         self._loops.clear()
         self._ready.clear()
         self._due.clear()
 
 
-class SimulatedLoop(asyncio.AbstractEventLoop):
+_Loop: Any = asyncio.AbstractEventLoop  # of its many methods only those are here that the daemons need
+
+
+class SimulatedLoop(_Loop):  # type: ignore[misc]
     """The event loop of one simulated process."""
 
     def __init__(self, world: World, name: str, offset: float, rate: float) -> None:
@@ -253,7 +256,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         """Return one."""
         return asyncio.Future(loop=self)
 
-    def create_task(self, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:  # type: ignore[override]
+    def create_task(self, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
         """Return one."""
         task = asyncio.Task(coro, loop=self, **options)
         self.tasks.append(task)
@@ -264,7 +267,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         error = context.get("exception")
         self.world.errors.append(f"{self.name}: {context.get('message')}: {error!r}")
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> NoReturn:  # type: ignore[override]
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> NoReturn:
         """Raise: threads are not simulated."""
         raise NotImplementedError("a simulated process has no threads")
 

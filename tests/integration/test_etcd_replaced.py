@@ -93,9 +93,12 @@ def wait_refused(stage: Stage) -> str:
 
 
 def accept(stage: Stage, origin: str) -> None:
-    """Accept what is there, as a person would."""
+    """Accept what is there, as a person would, as soon as the hosts of the backup are gone."""
     command = [sys.executable, "-m", "etcdreplica", "accept-etcd", origin, *stage.cluster.connection]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    deadline = time.monotonic() + PATIENCE_S
+    while (done := subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)).returncode:
+        assert "hosts work with this etcd" in done.stderr
+        assert time.monotonic() < deadline
     stage.cluster.observe_anew()
 
 
@@ -148,6 +151,15 @@ def test_accepted_empty_etcd_is_used(stage: Stage, etcd: Etcd) -> None:
     stage.start("--style", "warm", spawned=False)
     stage.wait_acting(epoch)
     stage.verdict()
+
+
+def test_etcd_that_works_is_not_accepted_by_mistake(stage: Stage) -> None:
+    """Every host would give up its leases."""
+    command = [sys.executable, "-m", "etcdreplica", "accept-etcd", "0123456789abcdef", *stage.cluster.connection]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "hosts work with this etcd: host-a, host-b" in done.stderr
+    stage.still_acting(1)
 
 
 def test_restarted_daemons_remember(stage: Stage, etcd: Etcd) -> None:

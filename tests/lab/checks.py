@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from attrs import define, frozen
@@ -44,10 +45,14 @@ class Hit:
 def lost_tokens(client: str, journal: Journal, held: Sequence[int]) -> list[str]:
     """Return what is wrong with what the object holds of a client: acknowledged once is there once; tried, at most once."""
     counts, tried, found = Counter(held), set(journal.numbers("try")), []
-    if missing := [number for number in journal.numbers("done") if not counts[number]]:
+    done = journal.numbers("done")
+    if missing := [number for number in done if not counts[number]]:
         found.append(f"{client}: acknowledged updates are lost: {missing[:20]} ({len(missing)} in all)")
     if twice := [number for number, count in counts.items() if count > 1]:
         found.append(f"{client}: updates were applied more than once: {twice[:20]}")
+    places = {number: place for place, number in enumerate(held)}
+    if late := [b for a, b in pairwise(done) if a in places and b in places and places[a] > places[b]]:
+        found.append(f"{client}: not in the order in which they were acknowledged: {late[:20]}")
     if strange := [number for number in counts if number not in tried]:
         found.append(f"{client}: updates that nobody made: {strange[:20]}")
     return found

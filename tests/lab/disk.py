@@ -51,9 +51,11 @@ class Disk:
 
     def fill(self) -> None:
         """Leave no room on it."""
-        with contextlib.suppress(OSError), (self.path / "ballast").open("wb") as file:
-            while file.write(bytes(1 << 16)):
-                file.flush()
+        with (self.path / "ballast").open("wb", buffering=0) as file:
+            for size in (1 << 16, 1 << 12, 1):
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(size)):
+                        pass
 
     def free(self) -> None:
         """Give the room back."""

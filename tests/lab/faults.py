@@ -2,7 +2,7 @@
 
 A nemesis is a generator that does its fault and yields the hosts whose copies may end by it, none for a fault that nobody
 notices; what stands after the `yield` undoes it. All that is left to chance comes as a `Choice`, drawn from the seed and from
-nothing else, so that the same seed makes the same series.
+nothing else, so that the same seed makes the same series. A fault that lasts for a moment is over when it yields.
 """
 
 from __future__ import annotations
@@ -50,6 +50,20 @@ class Choice:
         )
 
 
+# Each of these takes a part of the time in which a lease must be renewed, and leaves enough of it; two of them may not.
+DELAYS = frozenset(
+    {
+        "WatchDog killed",
+        "WatchDog stopped for a moment",
+        "rolling upgrade",
+        "cable out for a moment",
+        "etcd leader killed",
+        "etcd member silent",
+        "etcd member split off",
+        "etcd without quorum for a moment",
+        "etcd slow",
+    }
+)
 Nemesis = Callable[[World, Choice], Iterator[frozenset[str]]]
 NEMESES: dict[str, Nemesis] = {}
 MISSING: dict[str, str] = {}  # those that cannot be done here, and why
@@ -69,14 +83,15 @@ def nemesis(kind: str, unless: str = "") -> Callable[[Nemesis], Nemesis]:
 
 
 @contextlib.contextmanager
-def afflicted(world: World, kind: str, choice: Choice, hits: list[Hit]) -> Iterator[None]:
-    """Do a fault, and undo it at the end of the block."""
+def afflicted(world: World, kind: str, choice: Choice, hits: list[Hit], *, anybody: bool) -> Iterator[None]:
+    """Do a fault, and undo it at the end of the block; `anybody`: it is not alone, and together they may hit anybody."""
     steps = NEMESES[kind](world, choice)
     hit = Hit(kind, EVERYBODY, boottime())  # whom it hits is known when it is done
     hits.append(hit)
     try:
         try:
-            hit.hosts = next(steps)
+            hosts = next(steps)
+            hit.hosts = EVERYBODY if anybody else hosts
         except LookupError:
             hit.hosts = NOBODY
             raise
@@ -134,9 +149,9 @@ def pause_copy(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """SIGSTOP and SIGCONT, well within the hang timeout."""
     _, pid = _copy(world, choice, primary=False)
     _signal(pid, signal.SIGSTOP)
-    yield NOBODY
     last(choice.short)
     _signal(pid, signal.SIGCONT)
+    yield NOBODY
 
 
 @nemesis("primary stopped")
@@ -161,9 +176,9 @@ def pause_watchdog(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """For less than is left of its leases."""
     pid = world.daemon(choice.host, "node")
     _signal(pid, signal.SIGSTOP)
-    yield NOBODY
     last(choice.short)
     _signal(pid, signal.SIGCONT)
+    yield NOBODY
 
 
 @nemesis("WatchDog stopped")
@@ -327,9 +342,9 @@ def cut(world: World, choice: Choice) -> Iterator[frozenset[str]]:
 def cut_shortly(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """For less than it. An object's copy may leave the set, and none ends."""
     world.network.cut(choice.host)
-    yield NOBODY
     last(choice.short)
     world.network.mend(choice.host)
+    yield NOBODY
 
 
 @nemesis("host cannot reach etcd")
@@ -399,6 +414,15 @@ def kill_etcd_leader(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     world.etcd.revive()
 
 
+@nemesis("etcd member silent")
+def silence_member(world: World, choice: Choice) -> Iterator[frozenset[str]]:
+    """Its cable is out: nobody refuses a connection, and nobody answers."""
+    world.network.cut(choice.member)
+    yield NOBODY
+    last(choice.long)
+    world.network.mend(choice.member)
+
+
 @nemesis("etcd member split off")
 def split_member(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """The other members do not see it, while all hosts do."""
@@ -414,10 +438,10 @@ def lose_quorum_shortly(world: World, choice: Choice) -> Iterator[frozenset[str]
     stopped = [member for member in MEMBERS if member != choice.member]
     for member in stopped:
         world.etcd.signal(member, signal.SIGSTOP)
-    yield NOBODY
     last(choice.short / 2)
     for member in stopped:
         world.etcd.signal(member, signal.SIGCONT)
+    yield NOBODY
 
 
 @nemesis("etcd without quorum")

@@ -21,7 +21,7 @@ from etcdreplica.app.protocol import SOCKET_ENV
 from etcdreplica.clock import boottime
 from etcdreplica.errors import EtcdReplicaError
 from tests.lab.checks import Hit, lost_checkpoints, lost_tokens, needless
-from tests.lab.faults import MISSING, NEMESES, Choice, afflicted
+from tests.lab.faults import DELAYS, MISSING, NEMESES, Choice, afflicted
 from tests.lab.leftovers import leftovers
 from tests.lab.world import HOSTS, OBJECT, World
 
@@ -94,11 +94,12 @@ class Series:
         kinds = rng.sample(self._kinds, min(len(self._kinds), rng.choice((1, 1, 2))))
         choices = [Choice.draw(rng) for _ in kinds]
         pause_s = rng.uniform(*CALM_S)
+        anybody = len(DELAYS.intersection(kinds)) > 1
         with contextlib.ExitStack() as stack:
             for kind, choice in zip(kinds, choices, strict=True):
                 world.note(f"fault: {kind} ({choice.host}, {choice.member})")
                 try:
-                    stack.enter_context(afflicted(world, kind, choice, self._hits))
+                    stack.enter_context(afflicted(world, kind, choice, self._hits, anybody=anybody))
                 except LookupError as error:
                     world.note(f"    nothing to hit: {error}")
                 else:

@@ -64,6 +64,13 @@ def test_member_lost(world: World, stage: Stage) -> None:
     still_primary(stage, epoch)
 
 
+def test_silent_leader(world: World, stage: Stage) -> None:
+    """Its cable is out: whoever used it finds out by its silence, and there is time left."""
+    epoch, leader = stage.epoch, world.etcd.leader()
+    world.network.cut(leader)
+    still_primary(stage, epoch)
+
+
 def test_member_cut_off_from_the_others(world: World, stage: Stage) -> None:
     """It can be reached, and cannot answer; whoever used it finds that out in time."""
     epoch, leader = stage.epoch, world.etcd.leader()

@@ -79,8 +79,11 @@ class World:
             for host in HOSTS:
                 disk = Disk(self.directory / f"{host}.img", self.directory / host)
                 stack.callback(disk.remove)
-                with contextlib.suppress(OSError):
+                try:
                     disk.make()
+                except OSError as error:
+                    self.note(f"{host} has no disk of its own ({error}): a power loss takes nothing, and it is never full")
+                else:
                     self.disks[host] = disk
             stack.callback(self.etcd.stop)
             self.etcd.start()

@@ -41,7 +41,7 @@ class Application(Process):
         self.is_hung = False
         self.body_at: float | None = None
         self.stopping = False
-        self.end_s = host.random.uniform(0.0, 0.3)  # how long it takes to end in order
+        self.end_s = host.random.uniform(0.0, 6.0 if host.random.random() < 0.2 else 0.3)  # how long it takes to end in order
         self._connection: _Connection | None = None
         self._hung_at = 0.0
         self._deadline: Handle | None = None  # of a copy that was started by hand, kept by its kernel

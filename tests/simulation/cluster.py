@@ -17,7 +17,7 @@ from etcdreplica.daemon.manager import Manager
 from etcdreplica.daemon.node import Node
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.errors import EtcdReplicaError
-from etcdreplica.model import Program, Registration
+from etcdreplica.model import Failure, FailureKind, Program, Registration
 from etcdreplica.store import EtcdOptions, Key, Kind, Store
 from etcdreplica.store.keys import decode
 from etcdreplica.testing.simulated_etcd import Link, SimulatedEtcd
@@ -30,6 +30,7 @@ from tests.simulation.machine import (
     Process,
     SimulatedAppServer,
     SimulatedGuard,
+    SimulatedLineage,
     SimulatedPage,
     SimulatedPeerClient,
     SimulatedPeerServer,
@@ -40,6 +41,7 @@ from tests.simulation.machine import (
 ENDPOINTS = ("etcd-a:2379", "etcd-b:2379", "etcd-c:2379")
 RESTART_NODE_S = 1.0  # systemd starts an ended node again after this
 CLUSTER = "sim"
+_ROOT = len(f"/etcdreplica/{CLUSTER}/")
 
 
 @define
@@ -75,9 +77,16 @@ class Cluster(Network):
         self.events: list[tuple[float, str]] = []
         self.witness = Witness()
         self.registrations: dict[str, Registration] = {}
+        self.is_healed = False  # all faults have ended
         self.on_exit = self._exited
         self.promoted = self._promoted
         self._people: list[Process] = []
+        self._vanished: dict[str, float] = {}  # by host, when its lease ended
+        self._used: set[tuple[str, int]] = set()  # application and incarnation of replicas that were ever shown
+        self._braked: set[str] = set()  # those that vanished last, as most were lost
+        self._braking_until = 0.0
+        self._led_since = 0.0
+        self._shown: dict[str, bytes] = {}  # what stands under replicas/
         self.etcd.store.on_commit = self._committed
         for number in range(hosts):
             self._add_host(f"host-{chr(97 + number)}")
@@ -128,9 +137,9 @@ class Cluster(Network):
     def store(self, process: Process) -> Store:
         """Return a process' store."""
         link = process.host.link
-        return Store(
-            process.host.settings.etcd, CLUSTER, process.loop.time, connect=lambda endpoint: self.etcd.channel(endpoint, link)
-        )
+        options, clock = process.host.settings.etcd, process.loop.time
+        lineage = SimulatedLineage(process)
+        return Store(options, CLUSTER, clock, lambda endpoint: self.etcd.channel(endpoint, link), lineage)
 
     def _start_watchdog(self, guardian: Guardian) -> Process:
         host = guardian.host
@@ -236,6 +245,65 @@ class Cluster(Network):
             self.witness.alive[process.app].remove(process)
 
     def _committed(self, events: list[Any]) -> None:
-        root = len(f"/etcdreplica/{CLUSTER}/")
-        names = " ".join(("-" if event.type else "+") + event.kv.key[root:].decode() for event in events)
-        self.events.append((self.world.now, f"etcd {self.etcd.store.revision}: {names}"))
+        names = []
+        for event in events:
+            name = event.kv.key[_ROOT:].decode()
+            names.append(("-" if event.type else "+") + name)
+            if name.startswith("replicas/"):
+                if event.type:
+                    self._withdrawn(name, self._shown.pop(name))
+                else:
+                    self._shown[name] = event.kv.value
+                    if event.kv.create_revision == event.kv.mod_revision:
+                        self._used.add((name.split("/")[1], _incarnation(name, event.kv.value)))
+            elif name.startswith("hosts/"):
+                host = name.partition("/")[2]
+                if event.type:
+                    self._host_gone(host)
+            elif name.startswith("failures/") and not event.type:
+                self._failed(decode(Key(Kind.FAILURES, tuple(name.split("/")[1:])), event.kv.value))
+            elif name.startswith("leaders/superwatchdog/"):
+                self._led_since = self.world.now
+        self.say(f"etcd {self.etcd.store.revision}: {' '.join(names)}")
+
+    def _check_most(self, name: str) -> None:
+        """Note since when most hosts that ran something are lost."""
+        now, ttl_s = self.world.now, self.timing.lease_ttl_s
+        recent = {host for host, at in self._vanished.items() if now - at < 0.9 * ttl_s}
+        up = {names[0] for names in self.records(Kind.HOSTS)}
+        if len(recent) >= max(2, len(up | recent) // 2 + 1) and now > self._braking_until:
+            self._braking_until, self._braked = now + 0.9 * ttl_s, {name}
+        elif now <= self._braking_until:
+            self._braked.add(name)
+
+    def _failed(self, failure: Failure) -> None:
+        """When most hosts have vanished at once, none of them may be taken for lost before another TTL."""
+        braking = self._led_since < self._braking_until - 2 * self.timing.lease_ttl_s and self.world.now < self._braking_until
+        if failure.kind is FailureKind.HOST and "is down" in failure.reason and braking and failure.host in self._braked:
+            self.complain(f"{failure.host} was taken for lost at once although most hosts have vanished")
+
+    def _withdrawn(self, name: str, value: bytes) -> None:
+        """A replica is shown no longer, or its lease has ended: it must be dead."""
+        _, app, host = name.split("/")
+        incarnation = _incarnation(name, value)
+        alive = [process for process in self.hosts[host].running("app") if isinstance(process, Application)]
+        for process in alive:
+            if (process.app, process.incarnation) == (app, incarnation):
+                self.complain(f"{process.name} lives although etcd has given it up")
+
+    def _host_gone(self, name: str) -> None:
+        """The lease of a host has ended: nothing may run there."""
+        assignments, failures = self.records(Kind.ASSIGNMENTS), self.records(Kind.FAILURES)
+        seats = [(app, s.incarnation) for (app,), a in assignments.items() for s in a.seats if s.host == name]
+        reported = {key for key in seats if (f := failures.get((key[0], str(key[1])))) and f.kind is not FailureKind.HOST}
+        if self._used & (set(seats) - reported):
+            self._vanished[name] = self.world.now
+            self._check_most(name)
+        for process in self.hosts[name].running("app"):
+            if not isinstance(process, Application) or process.incarnation is not None:
+                self.complain(f"{process.name} lives although the lease of its host has ended")
+
+
+def _incarnation(name: str, value: bytes) -> int:
+    _, app, host = name.split("/")
+    return decode(Key(Kind.REPLICAS, (app, host)), value).incarnation  # type: ignore[no-any-return]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from attrs import evolve
 
@@ -17,7 +18,8 @@ from tests.simulation.cluster import CLUSTER, ENDPOINTS, Cluster
 from tests.simulation.machine import Process
 from tests.simulation.scenario import App, Fault
 
-Undo = Callable[[], None]
+T = TypeVar("T")
+Undo = Callable[[], object]
 
 
 def inject(cluster: Cluster, fault: Fault) -> None:
@@ -27,6 +29,8 @@ def inject(cluster: Cluster, fault: Fault) -> None:
     if undo is not None:
 
         def end() -> None:
+            if cluster.is_healed:
+                return
             cluster.say(f"end of fault: {fault.kind} {fault.target}")
             undo()
 
@@ -36,6 +40,7 @@ def inject(cluster: Cluster, fault: Fault) -> None:
 def heal(cluster: Cluster) -> None:
     """End every fault."""
     cluster.say("HEAL")
+    cluster.is_healed = True
     etcd = cluster.etcd
     etcd.commit_s = 0.001
     for endpoint in ENDPOINTS:
@@ -144,6 +149,11 @@ def unpause(cluster: Cluster, name: str | None = None) -> None:
 # --- faults -------------------------------------------------------------------------------------------------------------
 
 
+def _each(do: Callable[[T], object], things: Iterable[T]) -> None:
+    for thing in things:
+        do(thing)
+
+
 def _copy(cluster: Cluster, fault: Fault, *, primary: bool | None) -> Application | None:
     copies = [c for c in cluster.copies(fault.target) if primary in (None, c.acts)]
     return copies[int(fault.how * len(copies))] if copies else None
@@ -226,7 +236,7 @@ def _stop_host(cluster: Cluster, fault: Fault) -> Undo:
     stopped = list(cluster.hosts[fault.target].processes.values())
     for process in stopped:
         process.stop()
-    return lambda: [process.go_on() for process in stopped] and None
+    return lambda: _each(Process.go_on, stopped)
 
 
 def _lose_power(cluster: Cluster, fault: Fault) -> Undo:
@@ -252,7 +262,7 @@ def _end_node(cluster: Cluster, fault: Fault) -> Undo:
 
 def _mend(cluster: Cluster, host: str) -> None:
     link = cluster.hosts[host].link
-    link.lose_answers, link.delay_s = 0.0, 0.0003
+    link.lose_answers, link.delay_s, link.answer_delay_s = 0.0, 0.0003, 0.0
     link.mend()
     cluster.cuts = {cut for cut in cluster.cuts if host not in cut}
 
@@ -281,6 +291,18 @@ def _slow_link(cluster: Cluster, fault: Fault) -> Undo:
     return lambda: _mend(cluster, fault.target)
 
 
+def _slow_answers(cluster: Cluster, fault: Fault) -> Undo:
+    """Answers take longer and longer on their way, and then nothing comes through any more."""
+    link, ttl_s = cluster.hosts[fault.target].link, cluster.timing.lease_ttl_s
+    link.answer_delay_s = (0.5 + 0.5 * fault.how) * ttl_s / 3.2
+
+    def then_cut() -> None:
+        link.out_cut = link.in_cut = True
+        cluster.world.after(1.3 * ttl_s, _mend, cluster, fault.target)
+
+    return then_cut
+
+
 def _lose_answers(cluster: Cluster, fault: Fault) -> Undo:
     cluster.hosts[fault.target].link.lose_answers = 0.2 + 0.6 * fault.how
     return lambda: _mend(cluster, fault.target)
@@ -304,7 +326,7 @@ def _etcd_leaderless(cluster: Cluster, fault: Fault) -> Undo:
 def _etcd_stalls(cluster: Cluster, fault: Fault) -> Undo:
     for endpoint in ENDPOINTS:
         cluster.etcd.freeze(endpoint)
-    return lambda: [cluster.etcd.thaw(endpoint) for endpoint in ENDPOINTS] and None
+    return lambda: _each(cluster.etcd.thaw, ENDPOINTS)
 
 
 def _etcd_member_down(cluster: Cluster, fault: Fault) -> Undo:
@@ -320,7 +342,7 @@ def _etcd_member_stops(cluster: Cluster, fault: Fault) -> Undo:
 def _etcd_down(cluster: Cluster, fault: Fault) -> Undo:
     for endpoint in ENDPOINTS:
         cluster.etcd.shut(endpoint)
-    return lambda: [cluster.etcd.start(endpoint) for endpoint in ENDPOINTS] and None
+    return lambda: _each(cluster.etcd.start, ENDPOINTS)
 
 
 def _remove(cluster: Cluster, fault: Fault) -> None:
@@ -378,6 +400,7 @@ _DO: dict[str, Callable[[Cluster, Fault], Undo | None]] = {
     "cut off": _cut_off,
     "cut peers": _cut_peers,
     "slow link": _slow_link,
+    "slow answers": _slow_answers,
     "lose answers": _lose_answers,
     "cannot run": _cannot_run,
     "etcd loses its leader": _etcd_leaderless,

@@ -97,7 +97,7 @@ class Guardian(Process):
             return
         self._began_at = self.loop.time()
         self.watchdog = watchdog = self._start_watchdog(self)
-        watchdog.on_exit.append(lambda: self.loop.call_soon(self._lost_watchdog, watchdog) and None)
+        watchdog.on_exit.append(lambda: self.loop.call_soon(self._lost_watchdog, watchdog))
 
     def greet(self) -> None:
         """Tell a new WatchDog everything there is."""
@@ -162,7 +162,7 @@ class Guardian(Process):
         ward.mark, ward.is_child = f"{self.name}/{ward.name}.{message['number']}", True
         process = ward.process = self._start_program(self, ward.name, message)
         ward.pid = process.pid
-        process.on_exit.append(lambda: self.loop.call_soon(self._reap, ward, process) and None)
+        process.on_exit.append(lambda: self.loop.call_soon(self._reap, ward, process))
         self.send("spawned", ward=ward.name, pid=ward.pid, started=1, mark=ward.mark)
 
     def _reap(self, ward: Ward, process: Process) -> None:
@@ -183,6 +183,8 @@ class Guardian(Process):
         for ward in self.wards.values():
             if ward.until is not None and ward.until <= now and ward.process is not None and not ward.condemned:
                 ward.condemned = True
+                if ward.process.is_alive:
+                    self._complain_of_watchdog(ward)
                 ward.process.kill()
         session = self.wards.get("@session")
         if session is not None and session.until is not None and now > session.until + HUNG_S and self.watchdog is not None:
@@ -194,10 +196,21 @@ class Guardian(Process):
             self._backstop = None
         if next_at is None:
             return
-        self._backstop = self.host.world.at(self.loop.global_(next_at + self._backstop_s), self.kill)
+        self._backstop = self.host.world.at(self.loop.global_(next_at + self._backstop_s), self._backstopped)
         if self._enforcing is not None:
             self._enforcing.cancel()
         self._enforcing = self.loop.call_at(next_at + 0.0005, self._enforce)
+
+    def _complain_of_watchdog(self, ward: Ward) -> None:
+        """The WatchDog should have ended it before, if it could. A new one cannot before it has read what it took over."""
+        ttl_s = self.host.settings.lease_ttl_s
+        if self.watchdog is not None and self.watchdog.was_steady(2 * ttl_s) and self.was_steady(ttl_s):
+            self.host.network.complain(f"the WatchDog of {self.host.name} has not ended {ward.name} before its deadline")
+
+    def _backstopped(self) -> None:
+        if self.was_steady(self.host.settings.lease_ttl_s):
+            self.host.network.complain(f"the guardian of {self.host.name} has missed a deadline")
+        self.kill()
 
     def _guarded(self) -> list[Ward]:
         return [w for w in self.wards.values() if w.until is not None and not w.condemned and w.process is not None]

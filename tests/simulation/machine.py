@@ -26,6 +26,7 @@ from etcdreplica.daemon.state_file import StateFile
 from etcdreplica.daemon.status_page import StatusPage
 from etcdreplica.errors import RefusedError
 from etcdreplica.model import Program
+from etcdreplica.store import Lineage
 from etcdreplica.testing.simulated_etcd import Link
 from etcdreplica.testing.simulated_loop import Handle, SimulatedLoop, World
 
@@ -84,19 +85,24 @@ class Process:
         self.loop: SimulatedLoop = network.world.loop(self.name, offset=host.offset, rate=host.rate)
         self.is_alive = True
         self.is_stopped = False
+        self.steady_since = network.world.now  # for how long it has not been stopped
         self.status: int | None = None  # as wait tells it
-        self.on_exit: list[Callable[[], None]] = []
+        self.on_exit: list[Callable[[], object]] = []
         self.ends: dict[End, None] = {}
         self.main: asyncio.Task[Any] | None = None
         self._dying: Handle | None = None
         host.processes[self.pid] = self
 
+    def was_steady(self, seconds: float) -> bool:
+        """Whether it has lived and run for so long."""
+        return self.is_alive and self.host.world.now - self.steady_since > seconds
+
     def kill(self) -> None:
         """SIGKILL: it is dead in a moment."""
         if self.is_alive and self._dying is None:
             random = self.host.random
-            slow = random.random() < 0.02
-            self._dying = self.host.world.after(random.uniform(0.05, 0.4) if slow else random.uniform(1e-4, 1e-3), self.vanish)
+            slow = random.random() < 0.05
+            self._dying = self.host.world.after(random.uniform(0.01, 0.08) if slow else random.uniform(1e-4, 1e-3), self.vanish)
 
     def terminate(self) -> None:
         """SIGTERM: end in order."""
@@ -107,12 +113,15 @@ class Process:
     def stop(self) -> None:
         """SIGSTOP."""
         self.is_stopped = True
+        self.steady_since = float("inf")
         self.loop.stop_running()
 
     def go_on(self) -> None:
         """SIGCONT."""
-        self.is_stopped = False
-        self.loop.continue_running()
+        if self.is_stopped:
+            self.is_stopped = False
+            self.steady_since = self.host.world.now
+            self.loop.continue_running()
 
     def run(self, main: Callable[[], Any]) -> None:
         """Run a coroutine as this process; its end is the end of the process."""
@@ -356,7 +365,7 @@ class SimulatedReplicaProcess(ReplicaProcess):
             return False
         self._alive[pid] = pid
         loop = asyncio.get_running_loop()
-        process.on_exit.append(lambda: loop.call_soon(self._on_end, process) and None)
+        process.on_exit.append(lambda: loop.call_soon(self._on_end, process))
         return True
 
     def _on_end(self, process: Process) -> None:
@@ -427,8 +436,21 @@ class SimulatedStateFile(StateFile):
                     await asyncio.sleep(0.002)
         return lease  # type: ignore[no-any-return]
 
-    def _write(self) -> None:
+    def _write(self, *, flush: bool = False) -> None:
         self._host.disk["state"] = (self._boot, self._guardian, self._lease, dict(self._processes))
+
+
+class SimulatedLineage(Lineage):
+    """What a daemon knows of its etcd, on the disk of its host."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(None, process.host.settings.lease_ttl_s, process.loop.time)
+        self._disk = process.host.disk
+        self.known = self._disk.get("etcd")
+
+    def _write(self, *, flush: bool = False) -> None:
+        self._written_at = self._clock()
+        self._disk["etcd"] = self.known
 
 
 class SimulatedPeerServer(PeerServer):

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from attrs import frozen
 
-from etcdreplica.model import AssignmentState, Replica, ReplicaState
+from etcdreplica.model import AssignmentState, Origin, Replica, ReplicaState
 from etcdreplica.store import Kind
 from etcdreplica.testing.simulated_loop import World, simulated_world
 from etcdreplica.words import Failover, Role, Style
@@ -50,18 +50,19 @@ class Result:
 
 def run(scenario: Scenario) -> Result:
     """Play it."""
-    with _seeded(scenario.seed), simulated_world() as world:
+    with seeded(scenario.seed), simulated_world() as world:
         return _play(world, scenario)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Jitter of the daemons comes from the seed, and they say nothing."""
     state, disabled = random.getstate(), logging.root.manager.disable
     random.seed(seed)
     logging.disable(logging.CRITICAL)
     try:
-        with patch("etcdreplica.daemon.watchdog.TICK_S", TICK_S):
+        origin = patch("etcdreplica.store.origin.first_origin", lambda: Origin("the first"))
+        with patch("etcdreplica.daemon.watchdog.TICK_S", TICK_S), origin:
             yield
     finally:
         logging.disable(disabled)
@@ -129,7 +130,12 @@ def _troubles(cluster: Cluster) -> list[str]:
     """Say what is not yet as it should be."""
     assignments, shown = cluster.records(Kind.ASSIGNMENTS), cluster.records(Kind.REPLICAS)
     troubles: list[str] = []
-    for name, registration in cluster.registrations.items():
+    registered = cluster.records(Kind.REGISTRATIONS)
+    for name in cluster.registrations:
+        registration = registered.get((name,))
+        if registration is None:
+            troubles.append(f"{name} is not registered")
+            continue
         assignment = assignments.get((name,))
         if assignment is None:
             troubles.append(f"{name} has no assignment")
@@ -140,6 +146,7 @@ def _troubles(cluster: Cluster) -> list[str]:
             troubles.append(f"{name} has {len(assignment.seats)} of {registration.degree} seats")
         copies = cluster.copies(name)
         acting = [copy for copy in copies if copy.acts]
+        troubles += [f"{copy.name} hangs" for copy in copies if copy.is_hung]
         if len(acting) != 1:
             troubles.append(f"{name} has {len(acting)} primaries")
         for seat in assignment.seats:
@@ -167,8 +174,8 @@ def _leftovers(cluster: Cluster) -> list[str]:
     """Say what is there that belongs to no host and no manager."""
     left = [copy.name for name in cluster.registrations for copy in cluster.copies(name)]
     store = cluster.etcd.store
-    keys = [key.decode().split("/", 3)[3] for key in store]
-    left += [key for key in keys if not key.startswith(("hosts/", "leaders/"))]
-    used = {store.record(key).lease for key in store}
+    keys = [key.decode().split("/", 3)[3] for key in store.keys(b"/")]
+    left += [key for key in keys if not key.startswith(("hosts/", "leaders/", "origin/"))]
+    used = {store.record(key).lease for key in store.keys(b"/")}
     left += [f"lease {lease:x}" for lease in store.leases if lease not in used]
     return left

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from random import Random
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from etcdreplica.core.timing import PRESETS, Timing
 from etcdreplica.model import Program, Registration
 from etcdreplica.words import Failover, Style
 
 WARM_UP_S = 8.0  # before the first fault
-STORM_S = 40.0  # while there are faults
+STORM_S = 60.0  # while there are faults
 
 
 @frozen
@@ -66,8 +66,8 @@ class Scenario:
 _HOST, _APP, _NOBODY = "host", "app", ""
 STORM: dict[str, tuple[float, str, float]] = {
     "kill primary": (4, _APP, 0),
-    "kill backup": (1, _APP, 0),
-    "hang primary": (1, _APP, 0),
+    "kill backup": (2, _APP, 0),
+    "hang primary": (2, _APP, 0),
     "stop copy": (1, _APP, 3),
     "leave": (1, _APP, 0),
     "kill WatchDog": (3, _HOST, 0),
@@ -81,13 +81,14 @@ STORM: dict[str, tuple[float, str, float]] = {
     "end node": (1, _HOST, 2),
     "cut off": (4, _HOST, 2.5),
     "cut peers": (1, _HOST, 2),
-    "slow link": (1, _HOST, 2),
+    "slow link": (3, _HOST, 2),
+    "slow answers": (1, _HOST, 1.5),
     "lose answers": (2, _HOST, 1),
     "cannot run": (1, _HOST, 3),
     "etcd loses its leader": (2, _NOBODY, 1.5),
     "etcd stalls": (2, _NOBODY, 1.5),
     "etcd member down": (1, _NOBODY, 3),
-    "etcd member stops": (1, _NOBODY, 3),
+    "etcd member stops": (2, _NOBODY, 3),
     "etcd down": (1, _NOBODY, 2),
     "etcd compacts": (3, _NOBODY, 0),
     "streams break": (2, _NOBODY, 0),
@@ -115,17 +116,17 @@ CALM: dict[str, tuple[float, str, float]] = {
 }
 
 
-def scenario(seed: int, *, calm: bool | None = None) -> Scenario:
-    """Make the scenario of a seed."""
+def scenario(seed: int, *, calm: bool | None = None, only: tuple[str, ...] = ()) -> Scenario:
+    """Make the scenario of a seed; `only`: a storm of these kinds of faults."""
     random = Random(seed)
     hosts = random.choice((2, 3, 3, 3, 4, 5))
     preset = random.choice(("safe", "safe", "safe", "fast", "calm", "calm"))
     is_calm = random.random() < 0.2
-    calm = is_calm if calm is None else calm
+    calm = (is_calm and not only) if calm is None else calm
     fast = not calm and random.random() < 0.1
     apps = tuple(_app(random, number, hosts, fast) for number in range(random.choice((1, 1, 2, 3))))
     ttl_s = PRESETS[preset].lease_ttl_s
-    faults = _calm(random, hosts, apps, ttl_s) if calm else _storm(random, hosts, apps, ttl_s)
+    faults = _calm(random, hosts, apps, ttl_s) if calm else _storm(random, hosts, apps, ttl_s, only or tuple(STORM))
     return Scenario(seed, hosts, preset, calm, apps, tuple(sorted(faults, key=lambda fault: fault.at)))
 
 
@@ -137,7 +138,7 @@ def _app(random: Random, number: int, hosts: int, fast: bool) -> App:
         style=style,
         degree=random.randint(1, min(3, hosts)),
         program=Program(("app", f"app-{number}"), "/"),
-        stop_timeout_s=random.choice((0.1, 2.0)),
+        stop_timeout_s=random.choice((0.1, 2.0, 8.0)),
         hang_timeout_s=random.choice((3.0, 10.0)),
         failover=Failover.FAST if fast else Failover.SAFE,
         restarts_here=random.choice((0, 0, 0, 1)),
@@ -147,11 +148,22 @@ def _app(random: Random, number: int, hosts: int, fast: bool) -> App:
     return App(registration, by_hand)
 
 
-def _storm(random: Random, hosts: int, apps: tuple[App, ...], ttl_s: float) -> list[Fault]:
-    kinds, weights = list(STORM), [weight for weight, _, _ in STORM.values()]
-    count = random.randint(1, 10)
-    chosen = random.choices(kinds, weights, k=count)
-    return [_fault(random, WARM_UP_S + STORM_S * random.random(), kind, STORM, hosts, apps, ttl_s) for kind in chosen]
+def _storm(random: Random, hosts: int, apps: tuple[App, ...], ttl_s: float, kinds: tuple[str, ...]) -> list[Fault]:
+    weights = [STORM[kind][0] for kind in kinds]
+    faults: list[Fault] = []
+    for kind in random.choices(kinds, weights, k=random.randint(1, 14)):
+        fault = _fault(random, WARM_UP_S + STORM_S * random.random(), kind, STORM, hosts, apps, ttl_s)
+        if faults and random.random() < 0.5:  # troubles come together, and often to the same place
+            before = random.choice(faults)
+            near_s = random.choice((0.0, 0.001, 0.01, 0.2, 1.0, ttl_s)) * random.random()
+            same = STORM[kind][1] == STORM[before.kind][1] and random.random() < 0.6
+            fault = evolve(
+                fault,
+                at=round(min(before.at + near_s, WARM_UP_S + STORM_S - 0.1), 4),
+                target=before.target if same else fault.target,
+            )
+        faults.append(fault)
+    return faults
 
 
 def _calm(random: Random, hosts: int, apps: tuple[App, ...], ttl_s: float) -> list[Fault]:
@@ -182,4 +194,4 @@ def _fault(
         target = f"host-{chr(97 + random.randrange(hosts))}"
     elif about == _APP:
         target = random.choice(apps).registration.name
-    return Fault(round(at, 3), kind, target, round(lasts, 3), round(random.random(), 3))
+    return Fault(round(at, 3), kind, target, round(lasts, 3), int(random.random() * 1000) / 1000)

@@ -1,0 +1,116 @@
+"""What the simulation has found, each with no more than it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from etcdreplica.core.timing import Timing
+from etcdreplica.model import Program, Registration, ReplicaState
+from etcdreplica.store import Kind
+from etcdreplica.testing.simulated_loop import World, simulated_world
+from etcdreplica.words import Style
+from tests.simulation.application import Application
+from tests.simulation.cluster import ENDPOINTS, Cluster
+from tests.simulation.faults import enrol, inject, remove
+from tests.simulation.run import seeded
+from tests.simulation.scenario import Fault
+
+Step = tuple[float, Callable[[Cluster], object]]
+APP = "shop"
+
+
+def play(steps: Sequence[Step], until: float, look: Callable[[Cluster], object], **registration: object) -> object:
+    """Run three hosts with one warm application of two copies, and return what is seen in the end."""
+    with seeded(1), simulated_world() as world:
+        return _play(world, steps, until, look, registration)
+
+
+def _play(world: World, steps: Sequence[Step], until: float, look: Callable[[Cluster], object], more: object) -> object:
+    assert isinstance(more, dict)
+    cluster = Cluster(world, 1, 3, Timing())
+    registration = cluster.register(Registration(APP, Style.WARM, 2, Program((), "/"), max_restarts=0, **more))
+    world.at(2.0, enrol, cluster, registration)
+    for at, step in steps:
+        world.at(at, step, cluster)
+    world.run_until(until)
+    seen = look(cluster)
+    assert cluster.complaints + world.errors + world.unseen() == []
+    return seen
+
+
+def fault(kind: str, target: str = "", lasts: float = 0.0, how: float = 0.0) -> Callable[[Cluster], object]:
+    """Return what has a fault happen."""
+    return lambda cluster: inject(cluster, Fault(cluster.world.now, kind, target, lasts, how))
+
+
+def primary(cluster: Cluster) -> Application:
+    """Return the only primary."""
+    (found,) = [copy for copy in cluster.copies(APP) if copy.acts]
+    return found
+
+
+def processes(cluster: Cluster) -> int:
+    """Count copies."""
+    return len(cluster.copies(APP))
+
+
+def test_a_removal_in_a_silent_watch_and_a_compaction() -> None:
+    """A manager whose watch fell silent learns of a removal, also if etcd was compacted to that very revision."""
+    steps: list[Step] = [
+        (10.0, lambda cluster: cluster.etcd.silence_streams(1.0)),
+        (10.5, lambda cluster: remove(cluster, APP)),
+        (11.0, lambda cluster: cluster.etcd.compact()),
+    ]
+    assert play(steps, 40.0, processes) == 0
+
+
+def test_a_late_write_of_what_a_replica_shows() -> None:
+    """A member of etcd that was stopped carries out what it was sent before: the state that is shown stays the newest."""
+
+    def states(cluster: Cluster) -> set[object]:
+        assert any("etcd member stops" in what for _, what in cluster.events)
+        return {replica.state for replica in cluster.records(Kind.REPLICAS).values()}
+
+    for at in (2.0065, 2.0075, 2.01, 2.1, 2.2, 2.25, 2.3):
+        for member in range(len(ENDPOINTS)):
+            steps: list[Step] = [(at, fault("etcd member stops", lasts=2.5, how=member / len(ENDPOINTS)))]
+            assert play(steps, 12.0, states) == {ReplicaState.RUNNING, ReplicaState.READY}
+
+
+def test_a_body_that_takes_longer_than_a_ttl_to_end() -> None:
+    """A node that ends in order gives each copy its whole stop timeout."""
+    ends: list[str] = []
+
+    def slow(cluster: Cluster) -> None:
+        copy = primary(cluster)
+        copy.end_s = 8.0
+        copy.on_exit.append(lambda: ends.append(f"{copy.status} after {cluster.world.now - 20:.1f} s"))
+        fault("end node", copy.host.name, 20.0)(cluster)
+
+    play([(20.0, slow)], 32.0, processes, stop_timeout_s=10.0)
+    assert ends == ["0 after 8.0 s"]
+
+
+@pytest.mark.parametrize("away_s", [2.8, 3.2, 3.6, 4.0])
+def test_etcd_is_away_for_a_little_less_than_the_ttl(away_s: float) -> None:
+    """A renewal that is confirmed before the fence counts, however shortly before."""
+    for begun in range(10):
+        steps: list[Step] = [(20 + begun / 6, fault("etcd stalls", lasts=away_s))]
+        play(steps, 40.0, lambda cluster: None)
+
+
+def test_a_copy_that_hangs_while_its_watchdog_is_replaced() -> None:
+    """A WatchDog that took over finds a hang that began before it, or that kept the copy from coming back."""
+
+    def hang_and_replace(cluster: Cluster) -> None:
+        copy = primary(cluster)
+        copy.hang()
+        cluster.world.after(1.0, fault("kill WatchDog", copy.host.name), cluster)
+
+    def reason(cluster: Cluster) -> str:
+        assert not primary(cluster).is_hung
+        return "".join(event.failure.kind for event in cluster.records(Kind.HISTORY).values())
+
+    assert play([(20.0, hang_and_replace)], 50.0, reason) == "hang"
