@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from etcdreplica.store import EtcdOptions, Kind, Store
 from etcdreplica.testing.bench import summary
 from etcdreplica.testing.cluster import LocalCluster
 from etcdreplica.testing.etcd import EmbeddedEtcd
-from etcdreplica.testing.scale_meter import Say, etcd_pid, one, poll, steady, total_cpu_s
+from etcdreplica.testing.scale_meter import POLL_S, Say, etcd_pid, one, poll, steady, total_cpu_s
 from etcdreplica.words import Role
 
 STAND_IN = [sys.executable, "-m", "etcdreplica.testing.stand_in"]
 LEASE_TTL_S = 5.0
+SETTLE_S = 60.0
 
 
 def mass(etcd: EmbeddedEtcd, count: int, steady_s: float, say: Say) -> dict[str, Any]:
@@ -139,15 +141,25 @@ class Crowd:
         return list(found.values())
 
     def _wait_whole(self) -> None:
-        """Wait until every application has both copies, a successor, and exactly one primary among the stand-ins."""
+        """Wait until every application has both copies, a successor, and exactly one primary among the stand-ins.
+
+        What those say comes a little later than what stands in etcd; what does not come right counts as a fault.
+        """
         poll(lambda: self.cluster.look(self._is_whole), f"{self.count} applications to be whole")
+        until = boottime() + SETTLE_S
+        while (faults := self._faults()) and boottime() < until:
+            time.sleep(POLL_S)
+        self.faults += faults
+
+    def _faults(self) -> int:
+        """Count the applications of which not exactly the copy that is to be primary says that it is."""
         claims: dict[str, list[str]] = {}
         for stand_in in self.stand_ins:
             if stand_in.process.poll() is None:
                 roles = {line["app"]: line["role"] for line in stand_in.reports() if "role" in line}
                 for app in (app for app, role in roles.items() if role == Role.PRIMARY):
                     claims.setdefault(app, []).append(stand_in.host)
-        self.faults += sum(claims.get(app) != [host] for app, host in self.cluster.look(_led).items())
+        return sum(claims.get(app) != [host] for app, host in self.cluster.look(_led).items())
 
     def _is_whole(self, view: ClusterView) -> bool:
         return len(view.apps) == self.count and all(map(_is_whole, view.apps.values()))

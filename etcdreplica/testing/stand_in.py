@@ -69,6 +69,7 @@ class Copy(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
+        self._say(role="", epoch=self._epoch, at=boottime())
         if not self.placed.done():
             self.placed.set_result(None)
 
