@@ -402,6 +402,7 @@ class SimulatedStateFile(StateFile):
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._path = Path("watchdog.json")  # only named
         self._boot = str(host.boot)
         self._guardian = ""
         self._lease: int | None = None
