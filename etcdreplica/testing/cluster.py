@@ -243,11 +243,19 @@ class LocalCluster:
         is_said = view.in_sync.primary == view.assignment.primary.incarnation
         return len(members) if is_said and members <= {seat.incarnation for seat in view.assignment.seats} else 0
 
-    def kill_replica(self, app: str) -> tuple[str, int]:
-        """SIGKILL the primary's process; return its host and process id."""
-        host, pid = self.primary(app)
-        os.kill(pid, signal.SIGKILL)
-        return host, pid
+    def kill_replica(self, app: str, timeout: float = 60.0) -> tuple[str, int]:
+        """SIGKILL the primary's process; return its host and process id. Raises LookupError if it has none for so long."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                host, pid = self.primary(app)
+                os.kill(pid, signal.SIGKILL)
+            except (LookupError, ProcessLookupError):  # none is shown just now, or it has ended and that is not known yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return host, pid
 
     def wait_ready(self, app: str, *, after_epoch: int = 0, timeout: float = 60.0) -> int:
         """Wait until the application has a running primary and its whole degree, all ready; return its epoch.

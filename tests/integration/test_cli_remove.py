@@ -162,5 +162,5 @@ def test_without_a_manager_it_says_what_is_missing(etcd_server: EmbeddedEtcd) ->
 
 
 def test_nothing_is_left_in_the_cluster(cluster: LocalCluster) -> None:
-    """After all of the above only hosts, their CheckpointServers and leaders have keys."""
-    assert {key.partition("/")[0] for key in raw_keys(cluster)} == {"hosts", "leaders", "servers"}
+    """After all of the above only hosts, their CheckpointServers, leaders and etcd's origin have keys."""
+    assert {key.partition("/")[0] for key in raw_keys(cluster)} == {"hosts", "leaders", "origin", "servers"}
