@@ -12,7 +12,7 @@ from tests.simulation.run import run
 from tests.simulation.scenario import Fault, scenario
 from tests.simulation.shrink import report, shrink
 
-SEEDS = 200
+SEEDS = 100
 PART = 20
 
 
