@@ -67,11 +67,8 @@ TAKEN_OVER: dict[str, Callable[[Stage], None]] = {
 }
 
 
-@pytest.mark.parametrize("fault", TAKEN_OVER)
-@pytest.mark.parametrize("style", ["cold", "warm", "hot"])
-def test_faults_that_are_taken_over(stage: Stage, style: str, fault: str) -> None:
-    """Another copy is primary afterwards, and never before the first one has ended; also when what was stopped goes on."""
-    stage.start("--style", style, "--hang-timeout", "1")
+def is_taken_over(stage: Stage, fault: str) -> None:
+    """After the fault another copy acts, and none beside it, also when what was stopped goes on; then the degree is whole."""
     before = stage.epoch
     TAKEN_OVER[fault](stage)
     stage.wait_acting(before)
@@ -79,6 +76,14 @@ def test_faults_that_are_taken_over(stage: Stage, style: str, fault: str) -> Non
     stage.cluster.wait_ready(stage.app, after_epoch=before, timeout=60)
     stage.still_acting(0.5)
     stage.verdict()
+
+
+@pytest.mark.parametrize("fault", TAKEN_OVER)
+@pytest.mark.parametrize("style", ["cold", "warm", "hot"])
+def test_faults_that_are_taken_over(stage: Stage, style: str, fault: str) -> None:
+    """Another copy is primary afterwards, and never before the first one has ended; also when what was stopped goes on."""
+    stage.start("--style", style, "--hang-timeout", "1")
+    is_taken_over(stage, fault)
 
 
 @pytest.mark.parametrize(
@@ -101,13 +106,7 @@ def test_a_copy_that_was_started_by_hand(stage: Stage, fault: str) -> None:
 def test_a_primary_with_children_in_sessions_of_their_own(stage: Stage, fault: str) -> None:
     """They act with the primary, and end with it."""
     stage.start("--style", "warm", "--hang-timeout", "1", "--children", "3")
-    before = stage.epoch
-    TAKEN_OVER[fault](stage)
-    stage.wait_acting(before)
-    stage.go_on()
-    stage.cluster.wait_ready(stage.app, after_epoch=before, timeout=60)
-    stage.still_acting(0.5)
-    stage.verdict()
+    is_taken_over(stage, fault)
 
 
 @pytest.mark.parametrize("style", ["cold", "warm", "hot"])

@@ -112,6 +112,13 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
+def _stop_for_long(pid: int, may_end: frozenset[str], choice: Choice) -> Iterator[frozenset[str]]:
+    _signal(pid, signal.SIGSTOP)
+    yield may_end
+    last(choice.long)
+    _signal(pid, signal.SIGCONT)
+
+
 def _kill(world: World, choice: Choice, *, primary: bool) -> Iterator[frozenset[str]]:
     host, pid = _copy(world, choice, primary=primary)
     world.killed.add(pid)
@@ -158,10 +165,7 @@ def pause_copy(world: World, choice: Choice) -> Iterator[frozenset[str]]:
 def stop_primary(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """SIGSTOP: a hang, or the end of what was started by hand."""
     host, pid = _copy(world, choice, primary=True)
-    _signal(pid, signal.SIGSTOP)
-    yield frozenset({host})
-    last(choice.long)
-    _signal(pid, signal.SIGCONT)
+    yield from _stop_for_long(pid, frozenset({host}), choice)
 
 
 @nemesis("WatchDog killed")
@@ -185,10 +189,7 @@ def pause_watchdog(world: World, choice: Choice) -> Iterator[frozenset[str]]:
 def stop_watchdog(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """For longer than its leases live."""
     pid = world.daemon(choice.host, "node")
-    _signal(pid, signal.SIGSTOP)
-    yield frozenset({choice.host})
-    last(choice.long)
-    _signal(pid, signal.SIGCONT)
+    yield from _stop_for_long(pid, frozenset({choice.host}), choice)
 
 
 @nemesis("leading manager killed")
@@ -202,10 +203,7 @@ def kill_manager(world: World, choice: Choice) -> Iterator[frozenset[str]]:
 def stop_manager(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """For longer than its lease lives; it goes on deposed."""
     pid = world.daemon(world.cluster.leaders["manager"], "manager")
-    _signal(pid, signal.SIGSTOP)
-    yield NOBODY
-    last(choice.long)
-    _signal(pid, signal.SIGCONT)
+    yield from _stop_for_long(pid, NOBODY, choice)
 
 
 @nemesis("guardian killed")
@@ -221,10 +219,7 @@ def kill_guardian(world: World, choice: Choice) -> Iterator[frozenset[str]]:
 def stop_guardian(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """The kernel kills it when it misses a deadline."""
     pid = world.guardian(choice.host)
-    _signal(pid, signal.SIGSTOP)
-    yield frozenset({choice.host})
-    last(choice.long)
-    _signal(pid, signal.SIGCONT)
+    yield from _stop_for_long(pid, frozenset({choice.host}), choice)
     world.cluster.hosts[choice.host].kill()
     world.bring_back(choice.host)
 
@@ -240,10 +235,7 @@ def kill_checkpoint_server(world: World, choice: Choice) -> Iterator[frozenset[s
 def stop_checkpoint_server(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """For longer than its lease lives."""
     pid = world.daemon(choice.host, "checkpoint-server")
-    _signal(pid, signal.SIGSTOP)
-    yield NOBODY
-    last(choice.long)
-    _signal(pid, signal.SIGCONT)
+    yield from _stop_for_long(pid, NOBODY, choice)
 
 
 # --- hosts ---------------------------------------------------------------------------------------------------------
