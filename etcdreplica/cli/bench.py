@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -66,9 +67,7 @@ def failover_command(
             click.echo(f"\r{done}/{of}", nl=done == of, err=True)
 
     result = failover(style, trials, fault, mode, degree, lease_ttl_s, etcd_program, progress)
-    click.echo(json.dumps(result, indent=2)) if output == "json" else _print(result)
-    if not result["ok"]:
-        raise SystemExit(1)
+    _finish(result, output)
 
 
 @bench_command.command("detection")
@@ -97,13 +96,8 @@ def detection_command(
     """
     from etcdreplica.testing.bench_detection import detection
 
-    def say(what: str) -> None:
-        click.echo(f"{what} ...", err=True)
-
-    result = detection(trials, resident_gib, idle, load_seconds, etcd_program, say)
-    click.echo(json.dumps(result, indent=2)) if output == "json" else _print(result)
-    if not result["ok"]:
-        raise SystemExit(1)
+    result = detection(trials, resident_gib, idle, load_seconds, etcd_program, _say)
+    _finish(result, output)
 
 
 @bench_command.command("checkpoint")
@@ -133,10 +127,8 @@ def checkpoint_command(trials: int, large_mib: int, changed_mib: int, etcd_progr
     """
     from etcdreplica.testing.bench_checkpoint import checkpoint
 
-    result = checkpoint(trials, large_mib, changed_mib, etcd_program, lambda what: click.echo(f"{what} ...", err=True))
-    click.echo(json.dumps(result, indent=2)) if output == "json" else _print(result)
-    if not result["ok"]:
-        raise SystemExit(1)
+    result = checkpoint(trials, large_mib, changed_mib, etcd_program, _say)
+    _finish(result, output)
 
 
 @bench_command.command("object")
@@ -161,10 +153,8 @@ def object_command(trials: int, kills: int, etcd_program: str | None, output: st
     """
     from etcdreplica.testing.bench_object import object_
 
-    result = object_(trials, kills, etcd_program, lambda what: click.echo(f"{what} ...", err=True))
-    click.echo(json.dumps(result, indent=2)) if output == "json" else _print(result)
-    if not result["ok"]:
-        raise SystemExit(1)
+    result = object_(trials, kills, etcd_program, _say)
+    _finish(result, output)
 
 
 @bench_command.command("scale")
@@ -197,12 +187,22 @@ def scale_command(
     """
     from etcdreplica.testing.bench_scale import plot, scale
 
-    result = scale(apps, registrations, hosts, steady_seconds, etcd_program, lambda what: click.echo(f"{what} ...", err=True))
+    result = scale(apps, registrations, hosts, steady_seconds, etcd_program, _say)
+    _finish(result, output, lambda: ["", *plot(result["metrics"])])
+
+
+def _say(what: str) -> None:
+    click.echo(f"{what} ...", err=True)
+
+
+def _finish(result: dict[str, Any], output: str, more: Callable[[], list[str]] = list) -> None:
+    """Print a result, as a table with more lines below it, and exit with 1 if it is not as it should be."""
     if output == "json":
         click.echo(json.dumps(result, indent=2))
     else:
         _print(result)
-        click.echo("\n".join(("", *plot(result["metrics"]))))
+        for line in more():
+            click.echo(line)
     if not result["ok"]:
         raise SystemExit(1)
 
