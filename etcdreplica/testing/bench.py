@@ -76,7 +76,7 @@ def failover(
         program = etcd.program
     metrics = {name: summary(values) for name, values in samples.items()}
     total = metrics["total"]["p50"]
-    ratios = {"total_vsput_to_event": round(total / summary(floors["put_to_event"])["p50"], 3)}
+    ratios = {"total_vs_put_to_event": round(total / summary(floors["put_to_event"])["p50"], 3)}
     if style == "cold":
         ratios["cold_vs_by_hand"] = round(total / summary(floors["by_hand"])["p50"], 3)
     if fault == "host":

@@ -87,6 +87,7 @@ def test_bench_failover() -> None:
     assert {"python", "kernel", "cpus", "etcd"} <= set(shown["environment"])
     assert set(shown["metrics"]) == {"total", "detected", "decided", "promoted", "body"}
     assert shown["floors"]
+    assert set(shown["ratios"]) == {"total_vs_put_to_event"}
     assert all(value > 0 for value in shown["ratios"].values())
     for group in ("metrics", "floors"):
         for figures in shown[group].values():
