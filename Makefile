@@ -19,7 +19,8 @@ demo: $(READY)   ## fail-overs of all styles on an embedded etcd, as they happen
 	$(BIN)/etcdreplica demo
 
 test: lint       ## lint, types and all tests this machine allows
-	LAB=short $(BIN)/pytest --numprocesses 8 --dist loadfile --no-loadscope-reorder
+	LAB=short $(BIN)/pytest --numprocesses 8 --dist loadfile --no-loadscope-reorder --ignore tests/lab/test_series.py
+	LAB=short $(BIN)/pytest tests/lab/test_series.py  # by itself: it counts ends that no fault explains, and a busy machine is none
 
 unit: $(READY)   ## only the tests that need no etcd
 	$(BIN)/pytest tests/unit

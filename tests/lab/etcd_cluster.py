@@ -144,6 +144,7 @@ class EtcdCluster:
         command += ["--listen-peer-urls", peers[member], "--initial-advertise-peer-urls", peers[member]]
         command += ["--initial-cluster", ",".join(f"{each}={url}" for each, url in peers.items())]
         command += ["--initial-cluster-token", self._network.tag]
+        command += ["--pre-vote"]  # else a member that was cut off deposes the leader when it is back
         log = self.directory / f"{member}.log"
         self._processes[member] = spawn_bound([*self._network.prefix(member), *command], log=log)
         set_precedence(URGENT_NICE, self._processes[member].pid)  # real ones have machines of their own

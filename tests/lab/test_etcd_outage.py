@@ -72,9 +72,11 @@ def test_silent_leader(world: World, stage: Stage) -> None:
 
 
 def test_member_cut_off_from_the_others(world: World, stage: Stage) -> None:
-    """It can be reached, and cannot answer; whoever used it finds that out in time."""
+    """It can be reached, and cannot answer; whoever used it finds that out in time. When it is back it deposes nobody."""
     epoch, leader = stage.epoch, world.etcd.leader()
     world.network.split((leader,), [member for member in MEMBERS if member != leader])
+    still_primary(stage, epoch)
+    world.network.unblock()
     still_primary(stage, epoch)
 
 
