@@ -251,7 +251,7 @@ def _promoted_without_a_lease() -> AbstractContextManager[Any]:
     promote = Run.promote
 
     def careless(self: Run, placement: Placement, decided_at: float) -> None:
-        with patch.object(Hold, "left", 1.0):
+        with patch.object(Hold, "confirmed_left", 1.0):
             promote(self, placement, decided_at)
 
     return patch.object(Run, "promote", careless)
