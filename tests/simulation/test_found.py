@@ -10,6 +10,7 @@ import pytest
 
 from etcdreplica.core.timing import Timing
 from etcdreplica.core.view import ClusterView
+from etcdreplica.daemon.guard import Guard
 from etcdreplica.daemon.publisher import Publisher
 from etcdreplica.model import Program, Registration, ReplicaState
 from etcdreplica.store import Kind
@@ -18,6 +19,7 @@ from etcdreplica.words import Style
 from tests.simulation.application import Application
 from tests.simulation.cluster import ENDPOINTS, Cluster
 from tests.simulation.faults import enrol, inject, remove
+from tests.simulation.machine import End
 from tests.simulation.run import run, seeded
 from tests.simulation.scenario import App, Fault, Scenario
 
@@ -183,3 +185,18 @@ def test_a_report_that_is_given_up_with_its_session() -> None:
 
     steps: list[Step] = [(20.0, fault("etcd down", lasts=3.0)), (20.1, kill_and_give_up)]
     assert play(steps, 60.0, only_shown) == set()
+
+
+def test_a_watchdog_that_dies_as_it_has_a_copy_started() -> None:
+    """The guardian hears what it said last before it tells the next one what there is: nothing is started twice."""
+    send, dead = Guard._send, list[str]()
+
+    def dying(self: Guard, kind: str, **fields: Any) -> None:
+        send(self, kind, **fields)
+        if (kind, fields.get("ward")) == ("spawn", APP) and not dead and isinstance(self._transport, End):
+            dead.append(self._transport.owner.name)
+            self._transport.owner.vanish()
+
+    with patch.object(Guard, "_send", dying):
+        assert play([], 20.0, processes) == 2
+    assert len(dead) == 1
