@@ -158,8 +158,12 @@ class Run:
             self.promote(self.placement.promoted(), self._context.clock())
 
     def promote(self, placement: Placement, decided_at: float) -> None:
-        """Become primary, unless this replica cannot hold its own lease any more."""
+        """Become primary, or end if this replica cannot hold its lease any more.
+
+        It must not merely go on: a renewal that is confirmed late may save it, and nobody calls it a second time.
+        """
         if self._hold.left <= 0:
+            self._stop.set()
             return
         self.placement = placement
         self._promoted.set()

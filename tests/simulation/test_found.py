@@ -200,3 +200,19 @@ def test_a_watchdog_that_dies_as_it_has_a_copy_started() -> None:
     with patch.object(Guard, "_send", dying):
         assert play([], 20.0, processes) == 2
     assert len(dead) == 1
+
+
+@pytest.mark.parametrize("late_s", [3.8, 4.0, 4.2])
+def test_a_promotion_that_comes_too_late(late_s: float) -> None:
+    """A copy that cannot become primary, as its host was stopped for almost a TTL, is replaced: it does not stay a backup."""
+
+    def stop_the_third(cluster: Cluster) -> None:
+        (third,) = cluster.hosts.keys() - {copy.host.name for copy in cluster.copies(APP)}
+        fault("stop host", third, late_s)(cluster)
+
+    steps: list[Step] = [
+        (20.0, stop_the_third),
+        (20.2, fault("kill backup", APP)),
+        (20.4, fault("kill primary", APP)),
+    ]
+    assert play(steps, 40.0, lambda cluster: primary(cluster).is_alive)
