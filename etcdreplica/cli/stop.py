@@ -58,13 +58,12 @@ async def _stop(store: Store, names: tuple[str, ...], discard_state: bool, timeo
             await _write(store, app)
         if timeout is None:
             return {app.name: _state(view, app.name) or "stopping" for app in apps}
-        left: list[str] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                async for view in views:
-                    left = [name for name in names if _state(view, name) is None]
-                    if not left:
-                        return {name: _state(view, name) or "" for name in names}
+                while any(_state(view, name) is None for name in names):
+                    view = await anext(views)
+                return {name: _state(view, name) or "" for name in names}
+        left = [name for name in names if _state(view, name) is None]
     raise EtcdReplicaError(
         f"{', '.join(left)}: not stopped within {timeout:g} s (of the managers, {await tell_who_leads(store)}); it goes on: "
         "see 'etcdreplica status'"
