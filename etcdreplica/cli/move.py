@@ -57,7 +57,7 @@ def switchover_command(
     """
     from etcdreplica.model import Ask
 
-    told = with_store(lambda store: _Change(store, Ask.SWITCHOVER, name, to).make(dry_run, wait, timeout), **options)
+    told = with_store(lambda store: Change(store, Ask.SWITCHOVER, name, to).make(dry_run, wait, timeout), **options)
     _tell(told, output)
 
 
@@ -78,7 +78,7 @@ def failover_command(
     """
     from etcdreplica.model import Ask
 
-    told = with_store(lambda store: _Change(store, Ask.FAILOVER, name, to).make(dry_run, wait, timeout), **options)
+    told = with_store(lambda store: Change(store, Ask.FAILOVER, name, to).make(dry_run, wait, timeout), **options)
     _tell(told, output)
 
 
@@ -98,7 +98,7 @@ def _tell(told: dict[str, Any], output: str) -> None:
         click.echo(f"{name}: {to} is primary now, after {before} (epoch {told['epoch']}, {told['seconds']:.2f} s)")
 
 
-class _Change:
+class Change:
     """One change of primary that a person asks for."""
 
     def __init__(self, store: Store, ask: Ask, name: str, to: str | None) -> None:
@@ -107,6 +107,7 @@ class _Change:
         self._name = name
         self._to = to
         self._revision: int | None = None  # of the request, once it is written
+        self._lease = 0
         self._timeout = MARGIN_S
 
     async def make(self, dry_run: bool, wait: bool, timeout: float | None) -> dict[str, Any]:
@@ -162,6 +163,7 @@ class _Change:
         request = Request(self._ask, me(), app.assignment.primary.incarnation, self._to, time.time())
         lease = await self._store.leases.grant(max(LEAST_S, self._timeout))
         self._store.leases.drop(lease)
+        self._lease = lease.id
         key = Key(Kind.REQUESTS, (self._name,))
         conditions = (
             Exists(Key(Kind.REGISTRATIONS, (self._name,))),
@@ -169,26 +171,26 @@ class _Change:
             Unchanged(Key(Kind.ASSIGNMENTS, (self._name,)), app.assignment_revision),
         )
         result = await self._store.commit(Txn(conditions, (Put(key, request, lease.id),)))
+        if not result.succeeded:
+            await self._store.leases.revoke_id(lease.id)
+            return None
         self._revision = result.revision
-        return request if result.succeeded else None
+        return request
 
     async def _wait(self, views: AsyncGenerator[ClusterView, None], request: Request) -> dict[str, Any]:
-        began, over, last = time.monotonic(), False, ""
+        began, last = time.monotonic(), ""
         try:
             async with asyncio.timeout(self._timeout):
                 async for view in views:
                     epoch, last = self._outcome(view, request)
                     if epoch is not None:
-                        over = True
                         return {"changed": True, "to": last, "epoch": epoch, "seconds": round(time.monotonic() - began, 3)}
             raise AssertionError("following ends only by an error")
         except TimeoutError:
-            over = True
             raise await self._late(last) from None
         finally:
-            if not over:
-                with contextlib.suppress(StoreError):
-                    await self._take_back()
+            with contextlib.suppress(StoreError):  # then it ends by itself
+                await self._take_back()
 
     def _outcome(self, view: ClusterView, request: Request) -> tuple[int | None, str]:
         """Return the epoch and host of the new primary, or None and what is being waited for. Raises EtcdReplicaError."""
@@ -222,10 +224,13 @@ class _Change:
         return EtcdReplicaError(f"{what}; it goes on: see 'etcdreplica status {self._name}'")
 
     async def _take_back(self) -> bool:
-        """Return whether nobody had begun it."""
+        """End what is left of the request; return whether nobody had begun it."""
         from etcdreplica.store import Delete, Key, Kind, Txn, Unchanged
 
         if self._revision is None:
             return False
         key = Key(Kind.REQUESTS, (self._name,))
-        return (await self._store.commit(Txn((Unchanged(key, self._revision),), (Delete(key),)))).succeeded
+        result = await self._store.commit(Txn((Unchanged(key, self._revision),), (Delete(key),)))
+        self._revision = None
+        await self._store.leases.revoke_id(self._lease)
+        return result.succeeded

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from etcdreplica.model import AssignmentState, FailureKind
+from etcdreplica.model import Assignment, AssignmentState, FailureKind
 from etcdreplica.testing import LocalCluster
 from tests.integration.apps_cli.cli_harness import cli, keys_of, read_json, the_error
 from tests.integration.conftest import Worker
@@ -22,6 +22,13 @@ def do(cluster: LocalCluster, verb: str, *words: str) -> dict[str, Any]:
     done = cli(verb, *cluster.connection, *words, "-o", "json")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def assigned(cluster: LocalCluster, worker: Worker) -> Assignment:
+    """Return the assignment of an application."""
+    found = cluster.look(lambda view: view.apps[worker.name].assignment)
+    assert found is not None
     return found
 
 
@@ -42,7 +49,7 @@ def test_switchover(shared_cluster: LocalCluster, make_worker: MakeWorker, style
     assert f"{third} is no backup" in refused(cluster, "switchover", worker.name, "--to", third)
     told = do(cluster, "switchover", worker.name, "--dry-run")
     assert (told["from"], told["to"], told["changed"], told["dry_run"]) == (before, to, False, True)
-    assert cluster.look(lambda view: view.apps[worker.name].assignment.epoch) == epoch
+    assert assigned(cluster, worker).epoch == epoch
 
     told = do(cluster, "switchover", worker.name, "--to", to)
     assert (told["from"], told["to"], told["changed"]) == (before, to, True)
@@ -59,7 +66,7 @@ def test_switchover(shared_cluster: LocalCluster, make_worker: MakeWorker, style
     assert event.failure.kind is FailureKind.HANDOVER
     assert f"switchover to {to}, asked for by " in event.failure.reason
     assert do(cluster, "switchover", worker.name, "--to", to)["changed"] is False  # it is primary already
-    assert cluster.look(lambda view: view.apps[worker.name].assignment.epoch) == told["epoch"]
+    assert assigned(cluster, worker).epoch == told["epoch"]
     assert not [key for key in keys_of(cluster, worker.name) if key.startswith("requests/")]
 
 
@@ -76,7 +83,7 @@ def test_failover_asks_nobody(shared_cluster: LocalCluster, make_worker: MakeWor
     assert (told["from"], told["to"]) == (before, to)
     worker.wait_acting(after_epoch=epoch)
     assert not worker.lines("end")
-    assert cluster.look(lambda view: view.apps[worker.name].assignment.strikes) == 0  # it was no failure
+    assert assigned(cluster, worker).strikes == 0  # it was no failure
     assert cli("remove", *cluster.connection, worker.name, "--no-wait").returncode == 0
     cluster.kill_replica(worker.name)  # this one would take an hour, too
 
@@ -92,10 +99,18 @@ def test_drain(shared_cluster: LocalCluster, make_worker: MakeWorker) -> None:
     whole = {worker.name: len(worker.hosts()) for worker in (*workers, everywhere)}
     fewer = []
 
-    def count(view: Any) -> bool:
+    def is_left(view: Any) -> bool:
         for name, least in whole.items():
             fewer.extend([name] if len(view.apps[name].assignment.seats) < least else [])
         return all("host-a" not in view.apps[worker.name].seated_on for worker in workers)
+
+    def stays_as_backup(view: Any) -> bool:
+        assignment = view.apps[everywhere.name].assignment
+        return "host-a" in {seat.host for seat in assignment.backups} and not assignment.degraded
+
+    def finds_two_hosts(view: Any) -> bool:
+        known = view.apps.get(late.name)
+        return known is not None and known.assignment is not None and known.assignment.degraded
 
     try:
         plan = {row["name"]: row["what"] for row in do(cluster, "drain", "host-a", "--dry-run")["applications"]}
@@ -105,15 +120,9 @@ def test_drain(shared_cluster: LocalCluster, make_worker: MakeWorker) -> None:
         assert not cluster.look(lambda view: view.drains)
 
         do(cluster, "drain", "host-a", "--no-wait", "--reason", "new disks")
-        cluster.wait_until(count, "host-a to be left")
+        cluster.wait_until(is_left, "host-a to be left")
         assert fewer == []
-        cluster.wait_until(
-            lambda view: (
-                view.apps[everywhere.name].assignment.primary.host != "host-a"
-                and view.apps[everywhere.name].assignment.degraded is False
-            ),
-            "the primary that can leave to do so, and its copy to stay as a backup",
-        )
+        cluster.wait_until(stays_as_backup, "the primary that can leave to do so, and a backup to stay in its place")
         done = cli("drain", *cluster.connection, "host-a", "--timeout", "2")  # again, to wait
         assert done.returncode == 1
         assert f"{everywhere.name}: no other host is up, allowed and able" in done.stderr
@@ -125,14 +134,7 @@ def test_drain(shared_cluster: LocalCluster, make_worker: MakeWorker) -> None:
         assert state["drained"]["reason"] == "new disks"
         late = make_worker(cluster, "--degree", "3")
         late.start("host-b")
-        cluster.wait_until(
-            lambda view: (
-                late.name in view.apps
-                and view.apps[late.name].assignment is not None
-                and view.apps[late.name].assignment.degraded
-            ),
-            "a new application to find only two hosts",
-        )
+        cluster.wait_until(finds_two_hosts, "a new application not to be placed there")
     finally:
         assert do(cluster, "undrain", "host-a")["changed"]
     late.wait_acting()
@@ -152,6 +154,6 @@ def test_stop_and_resume(shared_cluster: LocalCluster, make_worker: MakeWorker) 
     assert not cluster.look(lambda view: view.apps[worker.name].replicas)
     assert "it is stopped" in refused(cluster, "switchover", worker.name)
     do(cluster, "resume", "--all")  # which starts nothing that a person has stopped
-    assert cluster.look(lambda view: view.apps[worker.name].assignment.state) is AssignmentState.STOPPED
+    assert assigned(cluster, worker).state is AssignmentState.STOPPED
     assert do(cluster, "resume", worker.name)["started"] == [worker.name]
     assert worker.wait_acting(after_epoch=epoch) > epoch
