@@ -294,6 +294,7 @@ class Assignment:
     again: Seat | None = None  # a primary that failed, and is to be started again on its host after the wait
     born: int = 0  # below every epoch of this application since it was registered; what is older belongs to another one
     leaving: Leaving | None = None  # while its primary is to hand over
+    degree: int = 0  # as in the registration
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -312,6 +313,7 @@ class Assignment:
             peers=tuple(other.host for other in self.seats if other != seat),
             born=self.born,
             leaving=self.leaving if primary else None,
+            degree=self.degree,
         )
 
 
@@ -327,6 +329,7 @@ class Placement:
     peers: tuple[str, ...] = ()  # the hosts of the other seats, which hold the same checkpoints
     born: int = 0  # as in the assignment
     leaving: Leaving | None = None  # this primary is to hand over
+    degree: int = 0  # as in the registration: on so many hosts checkpoints are to be
 
     def promoted(self) -> Placement:
         """Return what this becomes when its host succeeds a dead primary."""
@@ -349,6 +352,7 @@ class Replica:
     body_at: float | None = None  # when the body began to run as primary
     progress_at: float | None = None  # last heartbeat of the body
     serves: str | None = None  # HOST:PORT where this copy of a replicated object answers clients and the other copies
+    style: Style | None = None  # under which it was begun
 
 
 @frozen

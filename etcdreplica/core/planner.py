@@ -102,6 +102,7 @@ class _Step(Draft):
             self._stop()
         elif not self.done:
             self._promote()
+            self._restyle()
             self._fill()
             self._hand_over()
             self._choose_successor()
@@ -169,16 +170,17 @@ class _Step(Draft):
 
     def _begin(self) -> Assignment:
         old, revision, floor = self.app.assignment, self.app.registration_revision, self.cluster.floor
+        degree = self.registration.degree
         if old is None:
             self.memory.clear()
             first = floor + self.cluster.revision  # above any number an earlier application of this name has used
-            return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING, born=first)
+            return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING, born=first, degree=degree)
         if old.epoch < floor:  # another etcd may have gone on from here
             old = evolve(old, epoch=floor, incarnation=floor * MAX_DEGREE, successor=None)
         if old.state in (*ENDED, AssignmentState.STOPPED):  # registered once more, or started again
             self.memory.clear()
-            return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING, born=old.born)
-        return evolve(old, registration_revision=revision, paused=False)
+            return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING, born=old.born, degree=degree)
+        return evolve(old, registration_revision=revision, paused=False, degree=degree)
 
     def _recent(self) -> dict[int, float]:
         """Failures of primaries within the window; what an earlier manager counted begins with the first look."""
@@ -332,6 +334,15 @@ class _Step(Draft):
 
     def _rank_of_heir(self, seat: Seat) -> tuple[bool, bool]:
         return not self._lasts(seat), not self.app.holds_checkpoint(seat.host)
+
+    def _restyle(self) -> None:
+        """Have a backup that was begun under another style begin anew on its host, one at a time."""
+        shown = [(seat, self.app.replica(seat)) for seat in self.draft.backups]
+        stale = [seat for seat, replica in shown if replica and replica.style not in (None, self.registration.style)]
+        fresh = (seat for seat, _ in shown if seat not in stale)
+        if stale and not self._held(primary=False) and not any(unready(self.app, self.cluster, seat) for seat in fresh):
+            self.home = stale[-1].host
+            self.draft = evolve(self.draft, backups=tuple(seat for seat in self.draft.backups if seat != stale[-1]))
 
     def _fill(self) -> None:
         """Restore the degree on hosts that are not drained, and give back what is above it."""

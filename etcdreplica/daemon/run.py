@@ -142,6 +142,8 @@ class Run:
         elif placement.role is not self.placement.role:
             self.leave()  # a body cannot be called back: another one starts as backup
         else:
+            if placement.degree != self.placement.degree and self._connection is not None:
+                self._connection.send("degree", degree=placement.degree)
             self.placement = placement
             self._remember()
             if self._publisher.replica.epoch != placement.epoch:
@@ -220,6 +222,8 @@ class Run:
             epoch=placement.epoch,
             incarnation=placement.incarnation,
             pulse=pulse_interval_s(registration.hang_timeout_s),
+            style=registration.style,
+            degree=placement.degree or registration.degree,
             **self._own_deadline(),
             **(welcome_fields(self._context.settings, registration, placement) if registration.object else {}),
         )
@@ -327,6 +331,8 @@ class Run:
             if self._hold.own is None:
                 self._hold.own = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
                 self._remember()
+            if self._publisher.replica.style is None:
+                self._publisher.show(style=registration.style)
             self._publisher.start(self._hold.own)
             if registration.style is Style.COLD and self.process is None and not self._promoted.is_set():
                 self._context.machine.process.check(

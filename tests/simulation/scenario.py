@@ -97,6 +97,7 @@ STORM: dict[str, tuple[float, str, float]] = {
     "register again": (2, _APP, 0),
     "pause": (1, _APP, 2),
     "pause all": (0.5, _NOBODY, 2),
+    "scale": (2, _APP, 0),
     "switchover": (2, _APP, 0),
     "failover": (1, _APP, 0),
     "stop application": (1, _APP, 2),
