@@ -22,6 +22,7 @@ COMMANDS = {
     "checkpoint-server": "daemons",
     "dev": "daemons",
     "start": "start",
+    "protect": "protect",
     "list": "show",
     "status": "show",
     "describe": "show",

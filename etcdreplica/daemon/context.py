@@ -8,6 +8,7 @@ from attrs import frozen
 
 from etcdreplica.clock import Clock
 from etcdreplica.daemon.guard import Guard
+from etcdreplica.daemon.hooks import Notifier
 from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.settings import NodeSettings
@@ -28,6 +29,7 @@ class HostContext:
     state: StateFile
     copies: Copies
     machine: Machine
+    notifier: Notifier
     session: int
     lease: Lease  # of the host
 

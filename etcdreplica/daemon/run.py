@@ -25,6 +25,7 @@ from etcdreplica.daemon.guard import WardView
 from etcdreplica.daemon.hold import Hold
 from etcdreplica.daemon.memo import Memo
 from etcdreplica.daemon.objects import InSyncSet, welcome_fields
+from etcdreplica.daemon.plain import NOTES_KEPT, PlainCopy
 from etcdreplica.daemon.process import ReplicaProcess
 from etcdreplica.daemon.publisher import Publisher
 from etcdreplica.daemon.registry import read_registration
@@ -59,6 +60,7 @@ class Run:
         self._early: list[AppConnection] = []
         self._registration: Registration | None = None
         self._in_sync: InSyncSet | None = None  # of a replicated object
+        self._plain: PlainCopy | None = None  # of a plain program
         self._started_at = context.clock()
         self._leaving = False
         self._given_up = False
@@ -122,9 +124,14 @@ class Run:
         return self._hold.until
 
     @property
+    def wards(self) -> tuple[str, ...]:
+        """The guardian's names for all that must be dead by then."""
+        return (self.app, *(self._plain.wards if self._plain is not None else ()))
+
+    @property
     def stop_timeout_s(self) -> float:
-        """How long its process may take to end when asked to."""
-        return self._registration.stop_timeout_s if self._registration else 0.0
+        """How long it may take to end when asked to."""
+        return self._registration.end_timeout_s if self._registration else 0.0
 
     # --- what the WatchDog is told by etcd -------------------------------------------------------------------------
 
@@ -142,6 +149,8 @@ class Run:
         else:
             self.placement = placement
             self._remember()
+            if self._plain is not None:
+                self._plain.placed()
             if self._publisher.replica.epoch != placement.epoch:
                 self._tell_role()
             if (self._publisher.replica.epoch, self._publisher.replica.successor) != (placement.epoch, placement.successor):
@@ -187,6 +196,9 @@ class Run:
         registration = self._registration
         if self.process is None or registration is None:  # it is quicker than the guardian, or etcd, told us of it
             self._early.append(connection)
+            return
+        if registration.plain:
+            connection.refuse(f"{self.app} is registered as a plain program, which no library speaks for: see docs/programs.md")
             return
         if not self.process.has(connection.pid):
             connection.refuse(f"process {connection.pid} was not started as a replica of {self.app}")
@@ -284,6 +296,25 @@ class Run:
                 self._context.store, self.app, self._context.host, lambda: (self.placement, self._revision)
             )
 
+    def _begin_plain(self, registration: Registration) -> None:
+        def note(text: str) -> None:
+            self._publisher.show(hooks=(*self._publisher.replica.hooks, text)[-NOTES_KEPT:])
+
+        self._vitals.arrived, self._vitals.awaited = True, False  # nothing in it could give signs of life
+        self._plain = PlainCopy(
+            self._context, self.app, registration, lambda: self.placement, lambda: self.until, self._show_plain, note
+        )
+
+    def _show_plain(self, state: ReplicaState) -> None:
+        if state is ReplicaState.RUNNING:
+            self._started_at = self._context.clock()
+            self._publisher.show(state=state, body_at=self._started_at)
+        else:
+            self._publisher.show(state=state)
+        if self.process is not None:
+            self._attached.set()
+            self._ask_probes()
+
     def _show_progress(self) -> None:
         progress_at = self._vitals.progress_at
         if progress_at not in (0.0, self._publisher.replica.progress_at):
@@ -309,6 +340,8 @@ class Run:
         try:
             registration = self._registration = await read_registration(self._context.store, self.app)
             self._replicate(registration.object)
+            if registration.plain:
+                self._begin_plain(registration)
             store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
             if self._ending is not None:  # taken over, and dead already
                 await self._ending
@@ -323,8 +356,13 @@ class Run:
                     registration.program_on(self._context.host)
                 )  # what is started at once is checked there
                 self._publisher.show(state=ReplicaState.STANDBY)
+                if self._plain is not None:
+                    self._plain.tell()
                 await first(self._promoted.wait(), self._stop.wait(), self._hold.ended())
-            if self.process is not None or (not self._stop.is_set() and self._hold.left > 0):
+            if self._plain is not None and registration.standby and self.process is None and not self._promoted.is_set():
+                self._context.machine.process.check(registration.program_on(self._context.host))
+                await self._plain.stand_by(self._promoted.wait(), self._stop.wait(), self._hold.ended())
+            if self.process is not None or (not self._is_over and self._hold.left > 0):
                 await self._start(registration)
             kind, reason = await self._live(registration) if self.process is not None else self._why()
         except RefusedError as error:
@@ -346,6 +384,9 @@ class Run:
         self._vitals.end()
         if self._ending is not None:
             self._ending.cancel()
+        if self._plain is not None:
+            await self._plain.kill()
+            self._plain.tell_end()
         if self._spawning is not None:
             with contextlib.suppress(RefusedError):
                 self.process = await self._spawning
@@ -358,7 +399,7 @@ class Run:
         if self.process is not None:  # taken over
             self._attach_early()
             return
-        if self._publisher.replica.state is ReplicaState.STANDBY:
+        if self._publisher.replica.state in (ReplicaState.STANDBY, ReplicaState.READY):
             self._publisher.show(state=ReplicaState.STARTING)
         candidate, self._candidate = self._candidate, None
         if candidate is not None and candidate.is_open:
@@ -368,6 +409,12 @@ class Run:
                 self._context.state.record_process(self.app, self.process.pid, self.process.started)
             except ProcessLookupError:
                 candidate = None
+        if self._plain is not None:
+            preparing = asyncio.create_task(self._plain.prepare())
+            await first(preparing, self._stop.wait(), self._hold.ended())
+            if preparing.cancelled() or not preparing.done():
+                return
+            preparing.result()
         if self.process is None:
             self.process = await self._start_program(registration)
             if self.process is None:
@@ -385,7 +432,8 @@ class Run:
                 self.attach(connection)
 
     def _ask_probes(self) -> None:
-        if self._registration is not None and self._publisher.replica.state is ReplicaState.RUNNING:
+        begun = (ReplicaState.RUNNING, ReplicaState.READY) if self._plain is not None else (ReplicaState.RUNNING,)
+        if self._registration is not None and self._publisher.replica.state in begun:
             self._vitals.probe(self._registration.program_on(self._context.host))
 
     async def _start_program(self, registration: Registration) -> ReplicaProcess | None:
@@ -409,6 +457,8 @@ class Run:
     async def _spawn(self, registration: Registration) -> ReplicaProcess:
         context, number = self._context, self.placement.incarnation
         environment = {SOCKET_ENV: str(context.settings.socket_path), INCARNATION_ENV: str(number)}
+        if self._plain is not None:
+            environment = self._plain.environment
         return await context.machine.process.spawn(
             context.guard,
             self.app,
@@ -424,7 +474,11 @@ class Run:
         assert process is not None
         self._vitals.begin(registration)
         self._ask_probes()
-        await first(process.exited, self._stop.wait(), self._done.wait(), self._is_hung.wait(), self._hold.ended())
+        ends = [process.exited, self._stop.wait(), self._done.wait(), self._is_hung.wait(), self._hold.ended()]
+        if self._plain is not None:
+            self._plain.begin(process.pid, self._publisher.replica.state, self._promoted)
+            ends.append(self._plain.failed.wait())
+        await first(*ends)
         self._vitals.end()
         if self._done.is_set() or (process.exited.done() and self._returned_zero(process)):
             return await self._complete(registration, process)
@@ -437,6 +491,11 @@ class Run:
             await self._end_gently(registration, process)
         return self._why()
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether it is to end, or cannot go on."""
+        return self._stop.is_set() or (self._plain is not None and self._plain.failed.is_set())
+
     def _why(self, reason: str = "") -> tuple[FailureKind, str]:
         if self._given_up:
             return FailureKind.HANDOVER, "no longer wanted here"
@@ -444,25 +503,31 @@ class Run:
             return FailureKind.HANDOVER, "asked to end"
         if reason and self._hold.left > 0:
             return FailureKind.EXIT, reason
+        if self._plain is not None and self._plain.failure is not None:
+            return self._plain.failure
         return FailureKind.FENCED, "a lease ran out: etcd could not be reached, or the WatchDog could not run"
 
     def _on_exit(self) -> None:
         """The process is dead: report it without waiting for `main`'s next turn, unless there is more to it."""
         process = self.process
         assert process is not None
-        over = self._stop.is_set() or self._done.is_set() or self._is_hung.is_set()
+        over = self._is_over or self._done.is_set() or self._is_hung.is_set()
         if not over and not self._returned_zero(process):
             self._end(*self._why(self._exit_reason(process)))
 
     def _exit_reason(self, process: ReplicaProcess) -> str:
-        was_replica = self._connection or self._publisher.replica.state in (ReplicaState.READY, ReplicaState.RUNNING)
-        return self._error or process.exited.result() + ("" if was_replica else " before it was a replica")
+        if self._connection or self._publisher.replica.state in (ReplicaState.READY, ReplicaState.RUNNING):
+            return self._error or process.exited.result()
+        stay = "; it must stay in the foreground" if self._plain is not None and process.returncode == 0 else ""
+        return f"{self._error or process.exited.result()} before it was {'ready' if self._plain else 'a replica'}{stay}"
 
     def _returned_zero(self, process: ReplicaProcess) -> bool:
         return process.returncode == 0 and self._publisher.replica.state is ReplicaState.RUNNING
 
     async def _end_gently(self, registration: Registration, process: ReplicaProcess) -> None:
         self._publisher.show(state=ReplicaState.STOPPING)
+        if self._plain is not None:
+            await first(self._plain.demote(), process.exited, self._hold.ended())
         if self._connection is not None:
             self._connection.send("stop")
         else:
@@ -471,17 +536,18 @@ class Run:
 
     async def _complete(self, registration: Registration, process: ReplicaProcess) -> tuple[FailureKind, str]:
         """The body returned: the application is complete, or, with keep="always", it is run again."""
+        what = "the body returned" if self._plain is None else "the program exited with code 0"
         if registration.keep is Keep.ALWAYS:
             self._reply_ok()
             await self._wait_exit(process, max(LAST_WORDS_S, registration.stop_timeout_s))
-            return FailureKind.RETURNED, 'the body returned, and keep is "always"'
+            return FailureKind.RETURNED, f'{what}, and keep is "always"'
         self._completed = True
-        await self._commit(self._report(FailureKind.DONE, "the body returned"))
+        await self._commit(self._report(FailureKind.DONE, what))
         self._reply_ok()
         if process.is_child:
             await self._wait_exit(process, registration.stop_timeout_s)
             await process.kill()
-        return FailureKind.DONE, "the body returned"
+        return FailureKind.DONE, what
 
     async def _wait_exit(self, process: ReplicaProcess, limit_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -500,6 +566,8 @@ class Run:
         """See that it is dead, report the end and call the successor in one transaction, then give the lease up."""
         self._publisher.stop()  # nothing may show the replica again
         self._vitals.end()
+        if self._plain is not None:
+            await self._plain.kill()
         if self.process is not None and not self._completed:
             await self.process.kill()
         quiet = self._completed or self._given_up
@@ -515,6 +583,8 @@ class Run:
                 await self._context.store.leases.revoke(self.lease)
         self._released = True
         self._context.guard.release(self.app, Memo(self.placement, self._revision, ended=True))
+        if self._plain is not None:
+            self._plain.tell_end()
         if self.process is not None:
             await self.process.gone()  # the next copy here may need its ports
 
@@ -532,7 +602,7 @@ class Run:
             uptime_s=round(now - self._started_at, 3) if began else None,
             detected_at=now,
             wall=time.time(),
-            evidence=self._evidence,
+            evidence=self._evidence or "\n".join(self._publisher.replica.hooks),
         )
         if kind is FailureKind.DONE:
             placement = evolve(placement, successor=None)

@@ -24,17 +24,19 @@ from etcdreplica.core.hang import Awake
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import Guard, WardView
+from etcdreplica.daemon.hooks import Notifier, is_beside
 from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.memo import OPENING, SESSION, Memo, SessionMemo
 from etcdreplica.daemon.objects import Copies
-from etcdreplica.daemon.registry import register, unregister
+from etcdreplica.daemon.registry import await_primary, register, unregister
 from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.waiting import insist
-from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
+from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError, UsageError
 from etcdreplica.model import Host, Placement, Registration, Succession
 from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
+from etcdreplica.words import check_seconds
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class WatchDog:
         self._peers = self._machine.peer_server(settings, lambda: self._context.session if self._context else 0)
         self._state = self._machine.state_file(settings.state_dir)
         self._copies = Copies(store)
+        self._notifier = Notifier(guard, self._machine.process, clock)
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, tuple[Placement, int]] = {}  # what comes after a run that is still ending
@@ -118,7 +121,7 @@ class WatchDog:
         self._extending = None
         if self._lease is None:
             return
-        deadlines = {app: run.until for app, run in self._runs.items() if run.until is not None}
+        deadlines = {ward: run.until for run in self._runs.values() if run.until is not None for ward in run.wards}
         self.guard.until({**deadlines, SESSION: self._lease.deadline - self.settings.timing.kernel_margin_s})
         for run in self._runs.values():
             run.renewed()
@@ -233,7 +236,7 @@ class WatchDog:
         except msgspec.ValidationError as error:
             connection.refuse(f"the registration is not valid: {error}")
             return
-        app, adopt = registration.name, bool(message.get("adopt"))
+        app, adopt = registration.name, bool(message.get("adopt")) and not registration.plain
         if adopt and app in self._candidates:
             connection.refuse(f"another process on this host is registering {app} already")
             return
@@ -248,11 +251,24 @@ class WatchDog:
             connection.refuse(str(error))
         else:
             if not adopt:
-                connection.send("ok")
+                await self._confirm(connection, app, message)
             elif self._candidates.get(app) is connection:
                 self._registered[app] = revision
             else:  # it went away meanwhile, or has its place already: then this does nothing
                 await unregister(self._store, app, revision)
+
+    async def _confirm(self, connection: AppConnection, app: str, message: Message) -> None:
+        """Say that it is registered; with `wait`, once its primary runs, or that none does after so many seconds."""
+        if "wait" not in message:
+            connection.send("ok")
+            return
+        try:
+            limit_s = check_seconds("wait", message["wait"], 0)
+            host, epoch = await await_primary(self._store, app, limit_s)
+        except (RefusedError, StoreError, UsageError) as error:
+            connection.refuse(str(error))
+        else:
+            connection.send("ok", primary=host, epoch=epoch)
 
     def _on_candidate(self, app: str, connection: AppConnection, message: Message) -> None:
         if message["type"] != "leaving":
@@ -310,6 +326,7 @@ class WatchDog:
             self._state,
             self._copies,
             self._machine,
+            self._notifier,
             session=session,
             lease=lease,
         )
@@ -318,6 +335,8 @@ class WatchDog:
     async def _resume_session(self) -> Lease | None:
         """Go on where an earlier WatchDog of this guardian was killed; None if there is nothing, or it is too late."""
         wards = {name: ward for name, ward in self.guard.wards.items() if not name.startswith("@")}
+        beside = [name for name in wards if is_beside(name)]
+        await asyncio.gather(*(self._end_ward(wards.pop(name)) for name in beside))
         if OPENING in self.guard.wards:  # it was killed before it knew whether its host key was written
             self._past.add(int(self.guard.wards[OPENING].memo))
         kept = self.guard.wards.get(SESSION)
@@ -411,6 +430,7 @@ class WatchDog:
                 await asyncio.wait(late)
         for app in self._begun:
             self.guard.release(app)
+        await self._notifier.close(REPORT_S)
         with contextlib.suppress(StoreError):
             await self._store.leases.revoke(lease)
         self._lease = None
