@@ -27,9 +27,10 @@ _SIMPLE = (
     *("style", "degree", "hosts", "labels", "keep", "stop_timeout", "start_timeout", "hang_timeout", "probes"),
     *("restarts_here", "max_restarts", "restart_window", "failover", "object", "min_in_sync", "durable", "standby"),
 )
-_PROGRAM = ("command", "cwd", "env", "needs")
+_PROGRAM = ("command", "cwd", "needs", "env")
 KEYS = (*_PROGRAM, "decorated", *_SIMPLE, *_PLAIN[1:], "overrides")
 """All that may stand in the table of an application."""
+ENVIRONMENT = re.compile(r"(^|\.)env\.")  # keys of what may be secret
 _PROBE_KEYS = ("target", "interval", "timeout", "failures", "grace")
 _OVERRIDE_KEYS = ("command", "python", "cwd", "env")
 _FIELD = {"argv": "command", "timeout_s": "hook_timeout"}  # names in records that no rule turns into those in files
@@ -72,10 +73,10 @@ def registration_of(name: str, settings: Mapping[str, Any]) -> Registration:
 
 def settings_of(registration: Registration, *, defaults: bool = False) -> dict[str, Any]:
     """Return the settings that make this registration, with or without those that are as by default."""
-    plain = msgspec.to_builtins(registration)
+    plain = msgspec.json.decode(msgspec.json.encode(registration))
     found: dict[str, Any] = {"command": plain["program"]["argv"], "decorated": not registration.plain}
-    found |= {key: plain["program"][key] for key in _PROGRAM[1:]}
     found |= {key: plain[_record_key(key)] for key in _SIMPLE}
+    found |= {key: plain["program"][key] for key in _PROGRAM[1:]}
     found |= {key: plain["hooks"][_record_key(key)] for key in _PLAIN[1:]}
     found["probes"] = [_probe_settings(probe) for probe in registration.probes]
     found["overrides"] = {
@@ -88,7 +89,7 @@ def settings_of(registration: Registration, *, defaults: bool = False) -> dict[s
         return found
     least = {"command": found["command"], "decorated": not registration.plain}
     usual = settings_of(registration_of("x", {**least, "style": "cold"}), defaults=True)
-    shown = {"command", "style", "degree"}
+    shown = {"command", "style", "degree", *([] if registration.plain else ["decorated"])}
     return {key: value for key, value in found.items() if key in shown or value != usual[key]}
 
 
@@ -115,6 +116,28 @@ def write(registrations: Iterable[Registration]) -> str:
     import tomli_w
 
     return tomli_w.dumps({TABLE: {each.name: settings_of(each) for each in registrations}})
+
+
+def differences(before: Registration | None, after: Registration) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, by their names in files, as they are and as they would be; None where there is none.
+
+    The values of environment variables are left out: they may be secrets.
+    """
+    old = _flat(settings_of(before, defaults=True)) if before is not None else {}
+    new = _flat(settings_of(after, defaults=before is not None))
+    changed = {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+    return {key: tuple(map(_hidden, pair)) if ENVIRONMENT.search(key) else pair for key, pair in changed.items()}
+
+
+def _hidden(value: Any) -> Any:
+    return None if value is None else "(not shown)"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _read(document: Mapping[str, Any], path: Path) -> dict[str, Registration]:
