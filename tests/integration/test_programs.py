@@ -260,23 +260,24 @@ def test_a_failed_pre_start_moves_on(programs: Programs, cluster: LocalCluster) 
 
 
 def test_a_failed_promotion_is_a_failure(programs: Programs, cluster: LocalCluster) -> None:
-    """It counts, the program is ended before another host tries, and the last of too many parks the application."""
+    """It counts, the program is ended with it, and the last of too many parks the application."""
     name = programs.protect(
-        command=["/bin/sh", "-c", programs.note("begins", then="exec sleep 1000")],
-        on_promote="echo taken already >&2; exit 1",
-        max_restarts=2,
+        command=["sleep", "1000"], on_promote=programs.note(then="echo taken already >&2; exit 1"), max_restarts=2
     )
     cluster.wait_until(
         lambda view: (
-            name in view.apps and (found := view.apps[name].assignment) is not None and found.state is AssignmentState.FAILED
+            name in view.apps
+            and (found := view.apps[name].assignment) is not None
+            and found.state is AssignmentState.FAILED
+            and len(programs.events(name)) == 3
         ),
         "it to be parked",
     )
-    events = [event.failure for event in programs.events(name)]
-    assert [(failure.kind, failure.reason) for failure in events] == [
-        (FailureKind.HOOK, "on-promote exited with code 1: taken already")
-    ] * 3
-    assert programs.lines() == ["begins"] * 3
+    failures = {(event.failure.kind, event.failure.reason) for event in programs.events(name)}
+    assert failures == {(FailureKind.HOOK, "on-promote exited with code 1: taken already")}
+    pids = [int(told["PID"]) for told in programs.told("on-promote")]
+    assert len(pids) == 3
+    assert still_running(pids) == []
 
 
 def test_a_hook_that_hangs_is_killed_with_all_it_started(programs: Programs, cluster: LocalCluster, tmp_path: Path) -> None:
