@@ -83,7 +83,7 @@ def protect_command(
       etcdreplica protect --name web --degree 3 --probe http://127.0.0.1/ --wait -- nginx -g 'daemon off;'
       etcdreplica protect --name web --cwd /srv/web --env PORT=8000 -- python3 server.py
     """
-    registration = _registration(name, command, options)
+    registration = registration_from(name, command, **options)
     if ctx.get_parameter_source("etcd") is ParameterSource.DEFAULT:
         told = _by_watchdog(socket_path, registration, timeout if wait else None)
     else:
@@ -96,7 +96,8 @@ def protect_command(
         click.echo(f"{name} is protected; its hosts start it. See: etcdreplica status {name}")
 
 
-def _registration(name: str, command: tuple[str, ...], options: dict[str, Any]) -> Registration:
+def registration_from(name: str, command: tuple[str, ...], **options: Any) -> Registration:
+    """Return what the options say. Raises UsageError."""
     from etcdreplica.cli.appfile import registration_of
 
     settings: dict[str, Any] = {"command": list(command)}
