@@ -136,8 +136,7 @@ class Notifier:
             waiting.popleft()
             log.warning("%s: a notification is left out: those before it take too long", app)
         if app not in self._tasks:
-            self._tasks[app] = asyncio.create_task(self._work(app, waiting), name=f"notify {app}")
-            self._tasks[app].add_done_callback(lambda _: self._tasks.pop(app, None))
+            self._tasks[app] = asyncio.create_task(self._work(app), name=f"notify {app}")
 
     async def close(self, limit_s: float) -> None:
         """Wait for those under way, but not for longer than this, and end the rest."""
@@ -148,18 +147,24 @@ class Notifier:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _work(self, app: str, waiting: deque[tuple[Job, Callable[[str], None]]]) -> None:
-        while waiting:
-            job, note = waiting.popleft()
-            until = self._clock() + job.limit_s + 1  # by when the guardian ends it, if nobody is there to do it before
-            beside = Beside(self._guard, self._process, app, self._clock, lambda until=until: until)  # type: ignore[misc]
-            try:
-                outcome = await beside.run(job)
-            finally:
-                await beside.kill()
-            if not outcome.succeeded:
-                log.warning("%s: %s", app, outcome.text)
-            note(outcome.text)
+    async def _work(self, app: str) -> None:
+        try:
+            while self._waiting[app]:
+                job, note = self._waiting[app].popleft()
+                outcome = await self._run(app, job)
+                if not outcome.succeeded:
+                    log.warning("%s: %s", app, outcome.text)
+                note(outcome.text)
+        finally:
+            del self._tasks[app], self._waiting[app]
+
+    async def _run(self, app: str, job: Job) -> Outcome:
+        until = self._clock() + job.limit_s + 1  # by when the guardian ends it, if nobody is there to do it before
+        beside = Beside(self._guard, self._process, app, self._clock, lambda: until)
+        try:
+            return await beside.run(job)
+        finally:
+            await beside.kill()
 
 
 def _tail(path: Path, after: int | None) -> tuple[int, str]:

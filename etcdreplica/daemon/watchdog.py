@@ -92,6 +92,7 @@ class WatchDog:
                 lease = None
         finally:
             ticking.cancel()
+            await self._notifier.close(REPORT_S)
             self._copies.stop()
             await self._peers.stop()
             await self._server.close()
@@ -430,7 +431,6 @@ class WatchDog:
                 await asyncio.wait(late)
         for app in self._begun:
             self.guard.release(app)
-        await self._notifier.close(REPORT_S)
         with contextlib.suppress(StoreError):
             await self._store.leases.revoke(lease)
         self._lease = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,14 @@ from etcdreplica.daemon.registry import register
 from etcdreplica.model import AssignmentState, Event, Failure, FailureKind, ReplicaState
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.testing.journal import written_lines
-from etcdreplica.testing.processes import descendants
+from etcdreplica.testing.processes import descendants, halt
 from tests.integration.apps_cli.cli_harness import (
     PATIENCE_S,
     cli,
     eventually,
     fails_over,
     in_store,
+    is_running,
     read_json,
     still_running,
     the_error,
@@ -91,6 +94,17 @@ class Programs:
         """Return the history of one."""
         return [event for (app, _), event in sorted(self.cluster.events.items()) if app == name]
 
+    def primary(self, name: str) -> tuple[str, int]:
+        """Wait for a primary that has a process, ready or not, and return host and process."""
+
+        def has_one(_: object) -> bool:
+            with contextlib.suppress(LookupError):
+                return bool(self.cluster.primary(name))
+            return False
+
+        self.cluster.wait_until(has_one, "a primary")
+        return self.cluster.primary(name)
+
     def wait_event(self, name: str, condition: Callable[[Failure], bool], what: str) -> Failure:
         """Wait for an entry of its history."""
         self.cluster.wait_until(lambda _: any(condition(event.failure) for event in self.events(name)), what)
@@ -119,6 +133,22 @@ def ask(port: int, question: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
         connection.sendall(question)
         return connection.recv(4096)
+
+
+def get(port: int) -> str:
+    """Return the page of a web server."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE_S) as response:
+        return str(response.read().decode())
+
+
+def has_words(pid: int, *words: str) -> bool:
+    """Whether this is the command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes() == "".join(f"{word}\0" for word in words).encode()
+
+
+def sleepers(root: int) -> list[int]:
+    """Return the descendants of a process that only sleep."""
+    return [pid for pid in descendants(root) if is_running(pid) and has_words(pid, "sleep", "1000")]
 
 
 def need(program: str) -> str:
@@ -179,40 +209,42 @@ def test_a_web_server_under_load(programs: Programs, cluster: LocalCluster) -> N
     port = free_port()
     name = programs.protect(command=[sys.executable, str(WEB), str(port)], probes=[f"http://127.0.0.1:{port}/"])
     epoch = cluster.wait_ready(name)
-    answers: list[tuple[float, str]] = []
-    failures: list[float] = []
+    requests: list[tuple[float, float, str]] = []  # begun, ended, and what was answered, if anything
     enough = threading.Event()
 
     def load() -> None:
         while not enough.is_set():
+            begun, text = boottime(), ""
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE_S) as response:
-                    answers.append((boottime(), response.read().decode()))
-            except OSError:
-                failures.append(boottime())
+                text = get(port)
+            except (OSError, HTTPException):
                 time.sleep(0.005)  # a client that tries again
+            requests.append((begun, boottime(), text))
+
+    def answered(by: str) -> int:
+        return sum(text.startswith(by) for _, _, text in requests)
 
     clients = [threading.Thread(target=load) for _ in range(4)]
     for client in clients:
         client.start()
     try:
-        eventually(lambda: len(answers) > 50, "the first answers")
-        host, _ = cluster.kill_replica(name)
-        other = "host-a" if host == "host-b" else "host-b"
-        eventually(lambda: sum(text.startswith(other) for _, text in answers) > 50, "answers of the other host")
+        eventually(lambda: answered("host-") > 50, "the first answers")
+        old, _ = cluster.kill_replica(name)
+        new = "host-a" if old == "host-b" else "host-b"
+        eventually(lambda: answered(new) > 50, "answers of the other host")
     finally:
         enough.set()
         for client in clients:
             client.join(PATIENCE_S)
-    assert cluster.wait_ready(name) > epoch
-    assert failures, "the kill was not noticed at all"
-    in_order = sorted(answers)
-    last_of_the_old = max(at for at, text in in_order if text.startswith(host))
-    first_of_the_new = min(at for at, text in in_order if text.startswith(other))
-    assert last_of_the_old < first_of_the_new
-    assert max(failures) < first_of_the_new + 1.0, "requests failed again after the fail-over"
-    assert {text for _, text in answers} == {f"{host} {epoch} primary", f"{other} {epoch + 1} primary"}
-    print(f"{len(failures)} of {len(answers) + len(failures)} requests failed, for {first_of_the_new - last_of_the_old:.3f} s")
+    assert cluster.wait_ready(name) == epoch + 1
+    failed = [begun for begun, _, text in requests if not text]
+    old_last = max(begun for begun, _, text in requests if text.startswith(old))
+    new_first = min((begun, ended) for begun, ended, text in requests if text.startswith(new))
+    assert failed, "the kill was not noticed at all"
+    assert old_last < new_first[0]
+    assert max(failed) < new_first[1], "requests failed again after the fail-over"
+    assert {text for _, _, text in requests} == {"", f"{old} {epoch} primary", f"{new} {epoch + 1} primary"}
+    print(f"{len(failed)} of {len(requests)} requests failed, for {new_first[0] - old_last:.3f} s")
 
 
 def test_hooks_are_told_what_happens(programs: Programs, cluster: LocalCluster) -> None:
@@ -330,13 +362,78 @@ def test_warm_and_kept_ready(programs: Programs, cluster: LocalCluster) -> None:
     host, pid = cluster.primary(name)
     other = next(each for each in ports if each != host)
     replica = cluster.view.apps[name].replicas[other]
-    assert ask(ports[other], b"GET / HTTP/1.0\r\n\r\n").endswith(f"{other} {epoch} backup".encode())
+    assert get(ports[other]) == f"{other} {epoch} backup"
     fails_over(cluster, name)
     assert cluster.primary(name) == (other, replica.pid)
     assert [(told["HOST"], told["PID"]) for told in programs.told("on-promote")] == [
         (host, str(pid)),
         (other, str(replica.pid)),
     ]
+
+
+def test_redis_with_replicas(programs: Programs, cluster: LocalCluster, tmp_path: Path) -> None:
+    """As in docs/programs.md: the backup follows the primary, and takes over with what was written."""
+    server, client = need("redis-server"), need("redis-cli")
+    ports = {host: str(free_port()) for host in cluster.hosts}
+    where = "".join(f"{host}) port={port};; " for host, port in ports.items())
+    name = programs.protect(
+        style="warm",
+        command=["/bin/sh", "-c", f'exec {server} --port "$PORT" --dir {tmp_path} --save "" --repl-diskless-sync-delay 0'],
+        overrides={host: {"env": {"PORT": port}} for host, port in ports.items()},
+        probes=[f'exec:{client} -p "$PORT" ping'],
+        on_promote=f'{client} -p "$PORT" replicaof no one',
+        notify=f'if [ "$ETCDREPLICA_ROLE" = backup ]; then case "$ETCDREPLICA_PRIMARY" in {where} esac; '
+        f'{client} -p "$PORT" replicaof 127.0.0.1 "$port"; fi',
+    )
+    cluster.wait_ready(name)
+    old, _ = cluster.primary(name)
+    new = next(host for host in ports if host != old)
+    assert ask(int(ports[old]), b"SET word kept\r\n") == b"+OK\r\n"
+    eventually(lambda: ask(int(ports[new]), b"GET word\r\n") == b"$4\r\nkept\r\n", "the replica to have it")
+    assert ask(int(ports[new]), b"SET word other\r\n").startswith(b"-READONLY")
+    fails_over(cluster, name)
+    assert ask(int(ports[new]), b"GET word\r\n") == b"$4\r\nkept\r\n"
+    assert ask(int(ports[new]), b"SET word other\r\n") == b"+OK\r\n"
+    eventually(lambda: ask(int(ports[old]), b"GET word\r\n") == b"$5\r\nother\r\n", "the new backup to follow")
+
+
+def test_a_hook_ends_at_the_deadline(tmp_path: Path) -> None:
+    """Its WatchDog is stopped for longer than the lease: its guardian kills hook and program before another host begins."""
+    with LocalCluster(2, lease_ttl_s=2.0) as cluster:
+        programs = Programs(cluster, tmp_path)
+        name = programs.protect(command=["sleep", "1000"], on_promote=programs.note(then="exec sleep 1000"))
+        eventually(lambda: len(programs.told("on-promote")) == 1, "the hook")
+        host, pid = programs.primary(name)
+        watchdog = cluster.view.hosts[host].host.pid
+        node = cluster.hosts[host].process
+        assert node is not None
+        eventually(lambda: len(sleepers(node.pid)) == 2, "the hook to sleep")
+        family = sleepers(node.pid)
+        assert pid in family
+        halt(watchdog)
+        try:
+            eventually(lambda: len(programs.told("on-promote")) == 2, "the hook of the other host")
+            assert still_running(family) == []
+        finally:
+            os.kill(watchdog, signal.SIGCONT)
+
+
+def test_apply_to_what_runs(programs: Programs, cluster: LocalCluster, tmp_path: Path) -> None:
+    """A degree counts at once and disturbs nothing; what a copy was started with, it keeps, and apply says so."""
+    name, path = programs.name(), tmp_path / "app.toml"
+    text = f'[application.{name}]\ncommand = ["sleep", "1000"]\ndegree = 1\n'
+    path.write_text(text)
+    assert cli("apply", *cluster.connection, str(path)).stdout == f"{name}: created\n"
+    epoch, primary = cluster.wait_ready(name), cluster.primary(name)
+    path.write_text(text.replace("degree = 1", "degree = 2").replace("1000", "1001"))
+    done = cli("apply", *cluster.connection, str(path))
+    kept = f"{name}: changed; copies that run keep the command they were started with; new ones have the new\n"
+    assert (done.returncode, done.stdout) == (0, kept)
+    cluster.wait_until(lambda view: len(view.apps[name].replicas) == 2, "the second copy")
+    assert (cluster.wait_ready(name), cluster.primary(name)) == (epoch, primary)
+    fails_over(cluster, name)
+    _, pid = cluster.primary(name)
+    assert has_words(pid, "sleep", "1001")
 
 
 def test_a_program_that_never_answers_has_failed_to_start(programs: Programs, cluster: LocalCluster) -> None:
@@ -356,7 +453,7 @@ def test_a_watchdog_that_dies_while_a_hook_runs(programs: Programs, cluster: Loc
     wait = f"test -e {go} || {{ echo $$ >> {tmp_path}/waiting; exec sleep 1000; }}"
     name = programs.protect(command=["sleep", "1000"], on_promote=wait, hook_timeout=600)
     eventually(lambda: (tmp_path / "waiting").exists() and written_lines(tmp_path / "waiting"), "the hook")
-    host, pid = cluster.primary(name)
+    host, pid = programs.primary(name)
     (hook,) = (int(line) for line in written_lines(tmp_path / "waiting"))
     go.touch()
     os.kill(cluster.view.hosts[host].host.pid, signal.SIGKILL)
