@@ -2,7 +2,7 @@
 
 Each is a process of the guardian under a ward of its own, APPLICATION:NAME, so that it ends as the program does: the whole
 tree, at the deadline of the copy that it belongs to, also when the WatchDog is dead. The next WatchDog ends what it finds of
-them before it resumes anything.
+them before it goes on with that copy.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ WAITING_LIMIT = 20  # notifications of one application that wait for their turn
 def is_beside(ward: str) -> bool:
     """Whether a ward is that of a hook or a standby command."""
     return SEPARATOR in ward
+
+
+def app_of(ward: str) -> str:
+    """Return the application beside which it runs."""
+    return ward.partition(SEPARATOR)[0]
 
 
 @frozen

@@ -61,6 +61,7 @@ class Run:
         self._registration: Registration | None = None
         self._in_sync: InSyncSet | None = None  # of a replicated object
         self._plain: PlainCopy | None = None  # of a plain program
+        self._leftovers: list[WardView] = []  # of an earlier WatchDog: hooks that were running
         self._started_at = context.clock()
         self._leaving = False
         self._given_up = False
@@ -91,9 +92,10 @@ class Run:
             self._promoted.set()
 
     @classmethod
-    def resume(cls, context: HostContext, ward: WardView, memo: Memo) -> Run:
-        """Take over what an earlier WatchDog of this host began, its process and its lease."""
+    def resume(cls, context: HostContext, ward: WardView, memo: Memo, beside: list[WardView]) -> Run:
+        """Take over what an earlier WatchDog of this host began, its process and its lease; what ran beside it is ended."""
         run = cls(context, ward.ward, memo.placement, memo.revision, None)
+        run._leftovers = beside
         run._replicate(memo.object)
         if memo.replica is not None:
             run._publisher.replica = memo.replica
@@ -353,6 +355,7 @@ class Run:
             if self._hold.own is None:
                 self._hold.own = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
                 self._remember()
+            await self._end_leftovers()
             self._publisher.start(self._hold.own)
             await first(self._publisher.claimed.wait(), self._stop.wait(), self._hold.ended())
             if registration.style is Style.COLD and self.process is None and not self._promoted.is_set():
@@ -388,6 +391,7 @@ class Run:
         self._vitals.end()
         if self._ending is not None:
             self._ending.cancel()
+        await self._end_leftovers()
         if self._plain is not None:
             await self._plain.kill()
             self._plain.tell_end()
@@ -398,6 +402,13 @@ class Run:
             await self.process.kill()
         if self.lease is not None:
             self._context.store.leases.drop(self.lease)
+
+    async def _end_leftovers(self) -> None:
+        if self._leftovers:
+            await asyncio.gather(*(self._context.machine.process.end(ward) for ward in self._leftovers))
+            for ward in self._leftovers:
+                self._context.guard.release(ward.ward)
+            self._leftovers = []
 
     async def _start(self, registration: Registration) -> None:
         if self.process is not None:  # taken over
@@ -575,6 +586,7 @@ class Run:
         """See that it is dead, report the end and call the successor in one transaction, then give the lease up."""
         self._publisher.stop()  # nothing may show the replica again
         self._vitals.end()
+        await self._end_leftovers()
         if self._plain is not None:
             await self._plain.kill()
         if self.process is not None and not self._completed:

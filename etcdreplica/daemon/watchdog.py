@@ -24,7 +24,7 @@ from etcdreplica.core.hang import Awake
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.guard import Guard, WardView
-from etcdreplica.daemon.hooks import Notifier, is_beside
+from etcdreplica.daemon.hooks import Notifier, app_of, is_beside
 from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.memo import OPENING, SESSION, Memo, SessionMemo
 from etcdreplica.daemon.objects import Copies
@@ -336,8 +336,6 @@ class WatchDog:
     async def _resume_session(self) -> Lease | None:
         """Go on where an earlier WatchDog of this guardian was killed; None if there is nothing, or it is too late."""
         wards = {name: ward for name, ward in self.guard.wards.items() if not name.startswith("@")}
-        beside = [name for name in wards if is_beside(name)]
-        await asyncio.gather(*(self._end_ward(wards.pop(name)) for name in beside))
         if OPENING in self.guard.wards:  # it was killed before it knew whether its host key was written
             self._past.add(int(self.guard.wards[OPENING].memo))
         kept = self.guard.wards.get(SESSION)
@@ -351,11 +349,15 @@ class WatchDog:
             return None
         lease = self._store.leases.resume(memo.lease, memo.ttl_s, kept.until + self.settings.timing.kernel_margin_s)
         context = self._begin_session(memo.session, lease)
+        beside = [wards.pop(name) for name in list(wards) if is_beside(name)]
         for ward in wards.values():
             replica = msgspec.convert(ward.memo, Memo)
             self._begun[ward.ward] = replica.placement.incarnation
             if not replica.ended:
-                self._start(Run.resume(context, ward, replica))
+                self._start(Run.resume(context, ward, replica, [each for each in beside if app_of(each.ward) == ward.ward]))
+        for ward in beside:
+            if app_of(ward.ward) not in self._runs:
+                self._spawn(self._end_ward(ward))
         self._spawn(self._announce_again(memo.session, lease))
         log.info("took over from an earlier WatchDog of this host, with %d replicas", len(self._runs))
         return lease
