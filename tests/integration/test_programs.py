@@ -29,6 +29,7 @@ from etcdreplica.testing.journal import written_lines
 from etcdreplica.testing.processes import descendants, halt
 from tests.integration.apps_cli.cli_harness import (
     PATIENCE_S,
+    STEADY,
     cli,
     eventually,
     fails_over,
@@ -172,9 +173,12 @@ def memcached(port: int, directory: Path) -> tuple[list[str], bytes, bytes]:
 def nginx(port: int, directory: Path) -> tuple[list[str], bytes, bytes]:
     """Return the same."""
     configuration = directory / "nginx.conf"
+    temporary = " ".join(
+        f"{what}_temp_path {directory}/{what};" for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     configuration.write_text(
         f"daemon off; pid {directory}/pid; error_log {directory}/error; events {{}}\n"
-        f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; location / {{ return 200 here; }} }} }}\n"
+        f"http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{port}; location / {{ return 200 here; }} }} }}\n"
     )
     return [need("nginx"), "-c", str(configuration)], b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1.1 200"
 
@@ -378,7 +382,11 @@ def test_redis_with_replicas(programs: Programs, cluster: LocalCluster, tmp_path
     where = "".join(f"{host}) port={port};; " for host, port in ports.items())
     name = programs.protect(
         style="warm",
-        command=["/bin/sh", "-c", f'exec {server} --port "$PORT" --dir {tmp_path} --save "" --repl-diskless-sync-delay 0'],
+        command=[
+            "/bin/sh",
+            "-c",
+            f"exec {server} --port $PORT --dir {tmp_path} --save '' --repl-diskless-sync-delay 0 --replicaof 127.0.0.1 1",
+        ],
         overrides={host: {"env": {"PORT": port}} for host, port in ports.items()},
         probes=[f'exec:{client} -p "$PORT" ping'],
         on_promote=f'{client} -p "$PORT" replicaof no one',
@@ -434,6 +442,17 @@ def test_apply_to_what_runs(programs: Programs, cluster: LocalCluster, tmp_path:
     fails_over(cluster, name)
     _, pid = cluster.primary(name)
     assert has_words(pid, "sleep", "1001")
+
+
+def test_a_decorated_program_from_a_file(programs: Programs, cluster: LocalCluster) -> None:
+    """Nobody runs it by hand first; what is registered counts, not what the decorator says."""
+    name = programs.name()
+    command = [sys.executable, str(STEADY), "--name", name, "--style", "warm", "--degree", "1"]
+    registration = registration_of(name, {"command": command, "decorated": True, "degree": 2})
+    in_store(cluster.etcd, cluster.cluster, lambda store: register(store, registration, None))
+    fails_over(cluster, name)
+    states = sorted(replica.state for replica in cluster.view.apps[name].replicas.values())
+    assert states == [ReplicaState.READY, ReplicaState.RUNNING]
 
 
 def test_a_program_that_never_answers_has_failed_to_start(programs: Programs, cluster: LocalCluster) -> None:
