@@ -25,6 +25,7 @@ from etcdreplica.words import (
     Style,
     check_count,
     check_degree,
+    check_failsafe,
     check_hang_timeout,
     check_name,
     check_plain,
@@ -171,6 +172,8 @@ class Registration:
     `plain`: no library of ours runs in the program, so it counts as running from its start, or, with probes, once all of them
     were answered well. `hooks` are run around it. Under style warm `standby` runs on backups in its place; without one the
     program itself runs there.
+
+    `failsafe`: its primary runs on without its lease while all hosts of its backups vouch for it (`core.failsafe`).
     """
 
     name: str = field()
@@ -196,6 +199,7 @@ class Registration:
     plain: bool = False
     standby: str = ""
     hooks: Hooks = Factory(Hooks)
+    failsafe: bool = False
 
     @name.validator
     def _check_name(self, _: Any, value: Any) -> None:
@@ -219,6 +223,7 @@ class Registration:
         check_seconds("restart_window", self.restart_window_s, 1)
         check_replication(self.object, self.degree, self.min_in_sync, self.durable)
         check_plain(self.plain, self.style, self.standby, self.hooks.commands, [probe.target for probe in self.probes])
+        check_failsafe(self.failsafe, self.degree)
 
     @property
     def end_timeout_s(self) -> float:
@@ -293,6 +298,7 @@ class Assignment:
     here: int = 0  # how often in a row its primary was started again on its own host
     again: Seat | None = None  # a primary that failed, and is to be started again on its host after the wait
     born: int = 0  # below every epoch of this application since it was registered; what is older belongs to another one
+    in_doubt: bool = False  # the primary before this one may still run, vouched for by the host of this one
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -311,6 +317,7 @@ class Assignment:
             peers=tuple(other.host for other in self.seats if other != seat),
             born=self.born,
             primary=None if primary or self.primary is None else self.primary.host,
+            in_doubt=primary and self.in_doubt,
         )
 
 
@@ -326,6 +333,7 @@ class Placement:
     peers: tuple[str, ...] = ()  # the hosts of the other seats, which hold the same checkpoints
     born: int = 0  # as in the assignment
     primary: str | None = None  # of a backup: the host of its primary, if there is one
+    in_doubt: bool = False  # as in the assignment
 
     def promoted(self) -> Placement:
         """Return what this becomes when its host succeeds a dead primary."""
@@ -418,6 +426,20 @@ class InSync:
     epoch: int
     primary: int
     members: tuple[Member, ...]
+
+
+@frozen
+class Vouchers:
+    """The hosts that must vouch for a primary that runs on without its lease (`core.failsafe`); none: it does not.
+
+    Written by its WatchDog, in its stay `session`.
+    """
+
+    epoch: int
+    incarnation: int
+    host: str
+    session: int
+    hosts: tuple[str, ...]
 
 
 @frozen

@@ -152,6 +152,15 @@ def check_plain(plain: object, style: str, standby: str, hooks: Mapping[str, str
         raise UsageError('a probe "call" is answered by the health function of a program that uses @protected: use another one')
 
 
+def check_failsafe(failsafe: object, degree: int) -> bool:
+    """Return whether a primary may run on without its lease; that takes backups that vouch for it."""
+    if not isinstance(failsafe, bool):
+        raise UsageError(f"failsafe is True or False, not {failsafe!r}")
+    if failsafe and degree < 2:
+        raise UsageError("failsafe needs a degree of 2 or more: the hosts of the backups vouch for the primary")
+    return failsafe
+
+
 def check_stop_timeout(value: object) -> float:
     """Return seconds that a copy may take to end."""
     return check_seconds("stop_timeout", value, 0, MAX_STOP_TIMEOUT_S)

@@ -25,7 +25,7 @@ _PLAIN = ("standby", "pre_start", "on_promote", "on_demote", "notify", "hook_tim
 _DECORATED = ("hang_timeout", "object", "min_in_sync", "durable")
 _SIMPLE = (
     *("style", "degree", "hosts", "labels", "keep", "stop_timeout", "start_timeout", "hang_timeout", "probes"),
-    *("restarts_here", "max_restarts", "restart_window", "failover", "object", "min_in_sync", "durable", "standby"),
+    *("restarts_here", "max_restarts", "restart_window", "failover", "failsafe", "object", "min_in_sync", "durable", "standby"),
 )
 _PROGRAM = ("command", "cwd", "needs", "env")
 KEYS = (*_PROGRAM, "decorated", *_SIMPLE, *_PLAIN[1:], "overrides")

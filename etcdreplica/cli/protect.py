@@ -50,6 +50,7 @@ _NUMBERS = ("degree", "stop_timeout", "start_timeout", "restarts_here", "max_res
 @click.option("--max-restarts", type=int, help="Failures in the window before it is parked; 0: never.  [default: 10]")
 @click.option("--restart-window", type=float, help="The window in seconds.  [default: 600]")
 @click.option("--failover", help="When its host is lost: safe or fast.  [default: safe]")
+@click.option("--failsafe", is_flag=True, help="It runs on while etcd is away and its backups' nodes vouch for it.")
 @click.option("--wait", is_flag=True, help="Return when its primary runs.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for that.")
 @output_option
@@ -104,6 +105,7 @@ def registration_from(name: str, command: tuple[str, ...], **options: Any) -> Re
     settings |= {key: options[key] for key in (*_STRINGS, *_NUMBERS) if options[key] is not None}
     settings |= {key: list(options[key]) for key in ("hosts", "probes", "needs") if options[key]}
     settings |= {key: _pairs(option, options[key]) for key, option in (("labels", "--label"), ("env", "--env")) if options[key]}
+    settings |= {"failsafe": True} if options["failsafe"] else {}
     if options["cwd"] is None:
         _check_paths(command)
     return registration_of(name, settings)

@@ -38,7 +38,7 @@ SHARED: dict[str, st.SearchStrategy[Any]] = {
         env=st.dictionaries(NAME, TEXT, max_size=3),
         needs=st.lists(WORD, max_size=2).map(tuple),
     ),
-    "degree": st.integers(1, 3),
+    "degree": st.integers(2, 3),
     "labels": st.dictionaries(NAME, TEXT, max_size=2),
     "keep": st.sampled_from(Keep),
     "stop_timeout_s": SECONDS,
@@ -47,6 +47,7 @@ SHARED: dict[str, st.SearchStrategy[Any]] = {
     "max_restarts": st.integers(0, 50),
     "restart_window_s": SECONDS,
     "failover": st.sampled_from(Failover),
+    "failsafe": st.booleans(),
     "probes": st.lists(PROBE, max_size=2).map(tuple),
     "hosts": st.sampled_from([(), ("a", "b", "c")]),
     "overrides": st.dictionaries(

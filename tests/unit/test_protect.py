@@ -26,7 +26,7 @@ def test_every_option() -> None:
         *("--host", "b", "--host", "c", "--label", "disk=ssd", "--cwd", "/srv", "--env", "A=1=2", "--needs", "/srv/x"),
         *("--standby", "keep", "--pre-start", "p", "--on-promote", "q", "--on-demote", "r", "--notify", "s"),
         *("--hook-timeout", "3", "--start-timeout", "4", "--stop-timeout", "5", "--keep", "until-done", "--restarts-here", "1"),
-        *("--max-restarts", "2", "--restart-window", "60", "--failover", "fast", "server", "--name", "its own"),
+        *("--max-restarts", "2", "--restart-window", "60", "--failover", "fast", "--failsafe", "server", "--name", "its own"),
     )
     program = Program(("server", "--name", "its own"), "/srv", {"A": "1=2"}, ("/srv/x",))
     assert registration == Registration(
@@ -44,6 +44,7 @@ def test_every_option() -> None:
         max_restarts=2,
         restart_window_s=60.0,
         failover=Failover.FAST,
+        failsafe=True,
         plain=True,
         standby="keep",
         hooks=Hooks("p", "q", "r", "s", 3.0),
@@ -64,6 +65,7 @@ def test_every_option() -> None:
         (("--standby", "y", "x"), "standby is for style warm"),
         (("--probe", "call", "x"), 'a probe "call"'),
         (("--probe", "6379", "x"), "bad probe '6379'"),
+        (("--failsafe", "--degree", "1", "x"), "failsafe needs a degree"),
         (("--hook-timeout", "0", "x"), "hook_timeout"),
         (("--notify", " ", "x"), "bad notify ' '"),
         ((), "command"),
