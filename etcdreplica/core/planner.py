@@ -282,7 +282,7 @@ class _Step(Draft):
                 self.memory.missing_since.pop(seat.incarnation, None)
                 continue
             since = self.memory.missing_since.setdefault(seat.incarnation, self.now)
-            grace_s = self.settings.start_grace_s + self.registration.stop_timeout_s  # an earlier copy there may be ending
+            grace_s = self.settings.start_grace_s + self.registration.end_timeout_s  # an earlier copy there may be ending
             if self.now < since + grace_s:
                 self._wake(since + grace_s)
                 continue

@@ -10,6 +10,7 @@ from attrs import frozen
 from etcdreplica.clock import Clock
 from etcdreplica.daemon.failsafe import Failsafe
 from etcdreplica.daemon.guard import Guard
+from etcdreplica.daemon.hooks import Notifier
 from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.settings import NodeSettings
@@ -30,6 +31,7 @@ class HostContext:
     state: StateFile
     copies: Copies
     machine: Machine
+    notifier: Notifier
     failsafe: Failsafe
     extended: Callable[[], None]  # to be called when what runs here may run for longer
     session: int
