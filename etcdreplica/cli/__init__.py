@@ -29,6 +29,7 @@ COMMANDS = {
     "resume": "pause",
     "remove": "remove",
     "checkpoints": "checkpoints",
+    "config": "config",
     "accept-etcd": "accept",
     "demo": "demo",
     "bench": "bench",

@@ -32,7 +32,7 @@ from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.waiting import insist
-from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
+from etcdreplica.errors import ConfigurationError, HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
 from etcdreplica.model import Host, Placement, Registration, Succession
 from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
 
@@ -81,7 +81,7 @@ class WatchDog:
             timing = self.settings.timing
             self.guard.backstop(timing.kernel_margin_s - timing.guardian_margin_s)
             await self._end_predecessor()
-            await self._peers.start()
+            await self._start_peers()
             lease = await self._resume_session()
             await self._server.start()
             while True:
@@ -93,6 +93,14 @@ class WatchDog:
             await self._peers.stop()
             await self._server.close()
             self._state.unlock()
+
+    async def _start_peers(self) -> None:
+        try:
+            await self._peers.start()
+        except ConfigurationError as error:
+            if SESSION not in self.guard.wards:
+                raise
+            log.error("%s; until that is put right, and this node sent SIGHUP, other hosts cannot ask this one", error)
 
     async def _tick(self) -> None:
         """Look for signs of life, in time that stands still while this process does."""
