@@ -27,7 +27,7 @@ def configuration() -> str:
     """Return the written page with the table of settings in its place."""
     before, mark, rest = (HERE / "configuration.md").read_text().partition("<!-- settings:")
     note, end, after = rest.partition("<!-- end -->")
-    assert mark and end, "docs/configuration.md has lost the place of its table"
+    assert end, "docs/configuration.md has lost the place of its table"
     return f"{before}{mark}{note.splitlines()[0]}\n{docs_table()}{end}{after}"
 
 

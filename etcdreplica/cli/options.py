@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import logging
 import os
+import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -108,6 +112,19 @@ def daemon_store(settings: NodeSettings, state_dir: Path | None) -> Store:
 
     lineage = Lineage(state_dir and state_dir / file_name(settings.cluster), settings.lease_ttl_s)
     return Store(settings.etcd, settings.cluster, lineage=lineage)
+
+
+def watched(read: Callable[[Store], Awaitable[T]], show: Callable[[T], None], interval_s: float, **options: Any) -> None:
+    """Read and show again and again, in place on a terminal, until interrupted. It goes on when etcd is away for a time."""
+    while True:
+        text = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(text):
+                show(with_store(read, **options))
+        except StoreUnavailableError as error:
+            click.echo(f"Error: {error}", file=text)
+        click.echo(("\x1b[H\x1b[J" if sys.stdout.isatty() else "") + text.getvalue(), nl=False)
+        time.sleep(interval_s)
 
 
 def with_store(work: Callable[[Store], Awaitable[T]], **options: Any) -> T:

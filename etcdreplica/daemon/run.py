@@ -246,7 +246,8 @@ class Run:
             body_at = min(now, float(message["at"]))
             self._started_at = body_at
             if self._publisher.replica.state in (ReplicaState.STARTING, ReplicaState.READY):
-                self._publisher.show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
+                pid, wall = self._connection and self._connection.pid, time.time() - (now - body_at)
+                self._publisher.show(state=ReplicaState.RUNNING, body_at=body_at, body_wall=wall, pid=pid)
                 self._ask_probes()
         elif kind == "page":
             assert self._connection is not None
@@ -533,6 +534,7 @@ class Run:
             detected_at=now,
             wall=time.time(),
             evidence=self._evidence,
+            phases=self._publisher.replica.phases,
         )
         if kind is FailureKind.DONE:
             placement = evolve(placement, successor=None)
