@@ -33,6 +33,7 @@ COMMANDS = {
     "remove": "remove",
     "checkpoints": "checkpoints",
     "config": "config",
+    "doctor": "doctor",
     "accept-etcd": "accept",
     "completion": "completion",
     "demo": "demo",
