@@ -26,6 +26,7 @@ COMMANDS = {
     "status": "show",
     "describe": "show",
     "history": "history",
+    "logs": "logs",
     "hosts": "show",
     "leaders": "show",
     "pause": "pause",

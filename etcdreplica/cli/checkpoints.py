@@ -102,10 +102,10 @@ def inspect_command(output: str, name: str, **options: Any) -> None:
     from etcdreplica.checkpoint.admin import ask
 
     async def work(store: Store, peers: Peers) -> tuple[ClusterView, AppView, list[Answer]]:
-        view, app = await _registered(store, name)
+        view, app = await registered(store, name)
         return view, app, await ask(view, peers, app)
 
-    view, app, answers = _with_peers(work, options)
+    view, app, answers = with_peers(work, options)
     hosts = [_inspected(view, app, answer) for answer in answers]
     if printed({**_listed(view, app), "hosts": hosts}, output):
         return
@@ -177,7 +177,7 @@ def export_command(
         raise click.UsageError("--sequence counts within an epoch: say --epoch too")
 
     async def work(store: Store, peers: Peers) -> tuple[AppView, Manifest]:
-        view, app = await _registered(store, name)
+        view, app = await registered(store, name)
         choice = choose(app, await ask(view, peers, app, whole=True), epoch, sequence)
         with _progress(choice.manifest.size) as tell:
             if form == "json":
@@ -190,7 +190,7 @@ def export_command(
         return app, choice.manifest
 
     with _writing(file, force) as out:
-        app, manifest = _with_peers(work, options)
+        app, manifest = with_peers(work, options)
     recorded = app.own_checkpoint
     if epoch is None and recorded is not None and manifest.stamp < recorded.stamp:
         holders = ", ".join(recorded.holders)
@@ -276,7 +276,7 @@ def import_command(force: bool, name: str, file: Path, **options: Any) -> None:
     source = open_file(file)
 
     async def work(store: Store, peers: Peers) -> tuple[AppView, Brought]:
-        view, app = await _registered(store, name)
+        view, app = await registered(store, name)
         check_stopped(app)
         answers = await ask(view, peers, app)
         found = objections(app, source.manifest, answers)
@@ -287,7 +287,7 @@ def import_command(force: bool, name: str, file: Path, **options: Any) -> None:
         with _progress(source.manifest.size) as tell:
             return app, await bring_in(store, peers, view, app, answers, source, tell)
 
-    app, brought = _with_peers(work, options)
+    app, brought = with_peers(work, options)
     for host, reason in brought.trouble.items():
         click.echo(f"Warning: {host} does not hold it: {reason}", err=True)
     degree = app.registration.degree if app.registration else 0
@@ -316,10 +316,10 @@ def verify_command(output: str, name: str | None, **options: Any) -> None:
     from etcdreplica.checkpoint.admin import verify
 
     async def work(store: Store, peers: Peers) -> list[Report]:
-        view = (await _registered(store, name))[0] if name else (await read_view(store))[0]
+        view = (await registered(store, name))[0] if name else (await read_view(store))[0]
         return await verify(view, peers, name or "")
 
-    reports = _with_peers(work, options)
+    reports = with_peers(work, options)
     found = [(r.host, manifest, damage) for r in reports for manifest, damage in r.findings]
     shown = [{"host": host, "name": m.app, **_described(m), "damage": damage} for host, m, damage in found]
     silent = {report.host: report.error for report in reports if report.error}
@@ -336,7 +336,8 @@ def verify_command(output: str, name: str | None, **options: Any) -> None:
 # --- what they share ---------------------------------------------------------------------------------------------------
 
 
-def _with_peers(work: Callable[[Store, Peers], Awaitable[T]], options: dict[str, Any]) -> T:
+def with_peers(work: Callable[[Store, Peers], Awaitable[T]], options: dict[str, Any]) -> T:
+    """Run `work` with a store and the way to other hosts."""
     from etcdreplica.checkpoint.peers import Peers
 
     tls = peer_tls(**options)
@@ -351,7 +352,8 @@ def _with_peers(work: Callable[[Store, Peers], Awaitable[T]], options: dict[str,
     return with_store(run, **options)
 
 
-async def _registered(store: Store, name: str) -> tuple[ClusterView, AppView]:
+async def registered(store: Store, name: str) -> tuple[ClusterView, AppView]:
+    """Return the cluster, and an application of it. Raises EtcdReplicaError if there is none of that name."""
     view, _ = await read_view(store)
     if name not in view.apps:
         raise no_application([name], view.apps)

@@ -38,4 +38,4 @@ class HostContext:
 
     def log_path(self, app: str) -> Path:
         """Where the output of an application's replica goes."""
-        return self.settings.state_dir / "logs" / f"{app}.log"
+        return self.settings.log_path(app)

@@ -22,6 +22,7 @@ from tests.integration.apps_cli.cli_harness import (
     clean_environment,
     cli,
     command,
+    fails_over,
     pids,
     read,
     read_json,
@@ -144,14 +145,13 @@ def test_describe_tells_what_failed(cluster: LocalCluster) -> None:
 
 
 def test_history_tells_how_long_a_promotion_took(cluster: LocalCluster) -> None:
-    """Of the crash before: who, what and then, and the phases as the next primary shows them; also once that one has ended."""
-    (event,) = read_json(cluster, "history", "shop")
+    """Who, what and then, and the phases as the next primary shows them; also once that one has ended."""
+    fails_over(cluster, "shop")
+    *_, event = read_json(cluster, "history", "shop")
     assert (event["name"], event["failure"]["kind"]) == ("shop", "exit")
     assert all(event[phase] > 0 for phase in ("told_s", "body_s", "gap_s"))
-    epoch = cluster.wait_ready("shop")
-    cluster.kill_replica("shop")
-    cluster.wait_ready("shop", after_epoch=epoch)
-    first, last = read_json(cluster, "history")
+    fails_over(cluster, "shop")
+    *_, first, last = read_json(cluster, "history")
     assert first == event
     assert last["failure"]["host"] == event["primary"]
     assert read_json(cluster, "history", "--limit", "1") == [last]
@@ -234,6 +234,37 @@ def test_bash_completes(cluster: LocalCluster) -> None:
     env = clean_environment({"ETCDREPLICA_ETCD": cluster.etcd.endpoint, "ETCDREPLICA_CLUSTER": cluster.cluster})
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.stdout, done.stderr) == ("books\n", "")
+
+
+def test_logs_come_from_any_host(cluster: LocalCluster) -> None:
+    """What the primary has printed there, whoever asks; with --follow also what it prints from then on."""
+    fails_over(cluster, "shop")
+    host, _ = cluster.primary("shop")
+    (said,) = read(cluster, "logs", "shop", "--tail", "1").splitlines()
+    assert said.startswith(f"primary on {host} since epoch ")
+    words = command("logs", *cluster.connection, "shop", "--host", host, "--tail", "1", "--follow")
+    log = cluster.hosts[host].directory / "logs" / "shop.log"
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=clean_environment()) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == said
+            with log.open("a") as out:
+                out.write("one more\n")
+            assert process.stdout.readline() == "one more\n"
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+
+
+def test_logs_that_are_not_there(cluster: LocalCluster) -> None:
+    """The error says which of application, host and output is missing, and nothing but logs can be had."""
+    assert "no host host-x is up (up are: host-a, host-b, host-c)" in the_error(
+        cli("logs", *cluster.connection, "shop", "--host", "host-x"), 1
+    )
+    assert "no application sho " in the_error(cli("logs", *cluster.connection, "sho"), 1)
+    host = cluster.primary("wide")[0]
+    assert f"{host} has no output of wide" in the_error(cli("logs", *cluster.connection, "wide", "--host", host), 1)
+    assert "bad application name" in the_error(cli("logs", *cluster.connection, "../node", "--host", host), 1)
 
 
 @pytest.mark.parametrize("words", [("status", "sho"), ("status", "shop", "sho"), ("describe", "sho")], ids=" ".join)
