@@ -50,6 +50,7 @@ class AssignmentState(enum.StrEnum):
     ACTIVE = "active"
     BACKING_OFF = "backing-off"  # failed too often too soon; the next start waits
     FAILED = "failed"  # failed too often in its window: parked until `etcdreplica resume`
+    STOPPED = "stopped"  # a person wants it so, until `etcdreplica resume`
     COMPLETED = "completed"
     REMOVING = "removing"
 
@@ -211,6 +212,49 @@ class Host:
     peer: str = ""  # HOST:PORT where its WatchDog answers other hosts
 
 
+class Ask(enum.StrEnum):
+    """What people ask for with one application."""
+
+    SWITCHOVER = "switchover"  # that its primary ends in order and another one follows
+    FAILOVER = "failover"  # the same, but that it is killed
+    STOP = "stop"  # that none of its copies runs, for as long as the request stands
+
+
+@frozen
+class Request:
+    """What a person asks for. A change of primary stands under a lease, and ends with it if nobody has begun it by then.
+
+    `primary` is the incarnation that is to hand over: once another one is primary, there is nothing left to do.
+    """
+
+    ask: Ask
+    by: str
+    primary: int = 0
+    to: str | None = None
+    wall: float = 0.0
+
+
+@frozen
+class Drain:
+    """While it stands, the host gets no new seat, and those that it has move elsewhere."""
+
+    by: str
+    reason: str = ""
+    wall: float = 0.0
+
+
+@frozen
+class Leaving:
+    """That the primary is to end, and why. It cannot be called back, so this stands until another one is primary.
+
+    `to`: who is to follow, if that one still can. `at_once`: it is killed and not asked.
+    """
+
+    reason: str
+    to: str | None = None
+    at_once: bool = False
+
+
 @frozen
 class Seat:
     """A place for one replica. A host runs an incarnation at most once; `session` is the host's stay it was given to.
@@ -249,6 +293,7 @@ class Assignment:
     here: int = 0  # how often in a row its primary was started again on its own host
     again: Seat | None = None  # a primary that failed, and is to be started again on its host after the wait
     born: int = 0  # below every epoch of this application since it was registered; what is older belongs to another one
+    leaving: Leaving | None = None  # while its primary is to hand over
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -266,6 +311,7 @@ class Assignment:
             successor=self.successor if primary else None,
             peers=tuple(other.host for other in self.seats if other != seat),
             born=self.born,
+            leaving=self.leaving if primary else None,
         )
 
 
@@ -280,6 +326,7 @@ class Placement:
     successor: str | None = None
     peers: tuple[str, ...] = ()  # the hosts of the other seats, which hold the same checkpoints
     born: int = 0  # as in the assignment
+    leaving: Leaving | None = None  # this primary is to hand over
 
     def promoted(self) -> Placement:
         """Return what this becomes when its host succeeds a dead primary."""

@@ -30,6 +30,7 @@ PATIENCE_S = 3.0  # a person waits longer than a daemon does
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
+wait_option = click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is done.")
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True, help="How to print."
 )

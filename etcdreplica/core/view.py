@@ -12,6 +12,7 @@ from etcdreplica.model import (
     Assignment,
     AssignmentState,
     Checkpoint,
+    Drain,
     Failure,
     Host,
     InSync,
@@ -19,6 +20,7 @@ from etcdreplica.model import (
     Pause,
     Registration,
     Replica,
+    Request,
     Seat,
     Server,
 )
@@ -63,6 +65,8 @@ class AppView:
     corrupt: dict[str, str] = Factory(dict)
     pause: Pause | None = None
     pause_revision: int = 0
+    request: Request | None = None
+    request_revision: int = 0
     checkpoint: Checkpoint | None = None
     checkpoint_revision: int = 0
     in_sync: InSync | None = None
@@ -82,6 +86,12 @@ class AppView:
     def own_in_sync(self) -> InSync | None:
         """The in-sync set of a replicated object, unless it is an earlier application's."""
         return self.in_sync if self.in_sync is not None and self.in_sync.epoch >= self.born else None
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Those of the in-sync set of a replicated object."""
+        is_object = self.registration is not None and self.registration.object
+        return self.own_in_sync.members if is_object and self.own_in_sync is not None else ()
 
     def holds_checkpoint(self, host: str) -> bool:
         """Whether what is durable of its state is on this host."""
@@ -111,15 +121,17 @@ class AppView:
 
     def is_empty(self) -> bool:
         """Whether nothing of the application is left in etcd."""
-        return not (self.registration or self.assignment or self.replicas or self.failures or self.corrupt or self.pause)
+        asked = self.pause or self.request
+        return not (self.registration or self.assignment or self.replicas or self.failures or self.corrupt or asked)
 
 
 @define
 class ClusterView:
     """All applications and hosts at one revision.
 
-    A change of a host concerns the applications that have a seat there, which `apply` returns. Those that lack a seat
-    (`seatless`) need only look again when there is something new for them: `offers` counts such changes.
+    A change of a host concerns the applications that have a seat there, which `apply` returns. Those that lack a seat, or
+    are to leave a drained host (`seatless`), need only look again when there is something new for them: `offers` counts such
+    changes.
     """
 
     revision: int = 0
@@ -129,6 +141,7 @@ class ClusterView:
     seats: Counter[str] = Factory(Counter)  # how many seats each host has
     pause: Pause | None = None  # of the whole cluster
     pause_revision: int = 0
+    drains: dict[str, Drain] = Factory(dict)  # by host
     floor: int = 0  # below it are the epochs that an etcd before this one has used
     losses: dict[str, Loss] = Factory(dict)  # by host; what we found ourselves, so that no snapshot clears it
     room: Room = field(factory=Room, eq=False)
@@ -181,6 +194,7 @@ class ClusterView:
         """Forget everything, before a snapshot."""
         self.hosts.clear()
         self.servers.clear()
+        self.drains.clear()
         self.apps.clear()
         self.seats.clear()
         self.room.clear()
@@ -193,6 +207,8 @@ class ClusterView:
         """Take one change; `value` None deletes, `error` says that the value cannot be read. Return the apps touched."""
         if kind == "hosts":
             return self._apply_host(names[0], value, created, error)
+        if kind == "drains":
+            return self._apply_drain(names[0], Drain(by="somebody", reason=error) if error else value)
         if kind == "servers":
             if value is None:
                 self.servers.pop(names[0], None)
@@ -232,6 +248,16 @@ class ClusterView:
         self._weigh(host)
         return self.seated_on(host)
 
+    def _apply_drain(self, host: str, value: Drain | None) -> set[str]:
+        if value is None:
+            self.drains.pop(host, None)
+        else:
+            self.drains[host] = value
+        self._weigh(host)
+        for name in self.seated_on(host):
+            self._index(self.apps[name])
+        return self.seated_on(host)
+
     def expect(self, app: AppView, assignment: Assignment | None) -> None:
         """Count the seats of an assignment already while it is being written, so that many plans spread over the hosts."""
         before = app.assignment.seats if app.assignment else ()
@@ -245,7 +271,7 @@ class ClusterView:
         self._index(app)
 
     def _weigh(self, host: str) -> None:
-        if host not in self.hosts:
+        if host not in self.hosts or host in self.drains:
             self.room.drop(host)
         elif self.room.put(host, self.seats[host], self.hosts[host].host.capacity):
             self.offer()
@@ -254,7 +280,8 @@ class ClusterView:
         is_fast = app.registration is not None and app.registration.failover is Failover.FAST
         self._seated.put(app.name, app.seated_on)
         self._fast.put(app.name, app.seated_on if is_fast else frozenset())
-        (self.seatless.add if app.lacks_seat else self.seatless.discard)(app.name)
+        moves = any(host in self.drains for host in app.seated_on)
+        (self.seatless.add if moves or app.lacks_seat else self.seatless.discard)(app.name)
 
     def _apply_to(self, app: AppView, kind: str, names: tuple[str, ...], value: Any, revision: int) -> None:
         if kind == "registrations":
@@ -265,6 +292,8 @@ class ClusterView:
             app.assignment_revision = revision if value else 0
         elif kind == "pauses":
             app.pause, app.pause_revision = value, revision if value else 0
+        elif kind == "requests":
+            app.request, app.request_revision = value, revision if value else 0
         elif kind == "checkpoints":
             app.checkpoint, app.checkpoint_revision = value, revision if value else 0
         elif kind == "insync":

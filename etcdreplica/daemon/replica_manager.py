@@ -1,8 +1,8 @@
 """The ReplicaManager: compares what is desired with what is observed, and writes the next assignment.
 
 Each write is one transaction, conditional on still being the elected manager and on the assignment it was planned from
-(and on no successor having been called meanwhile, on no pause having begun or ended, and for a replicated object on the
-same in-sync set). So it never matters how stale the view was: a stale plan fails.
+(and on no successor having been called meanwhile, on no pause having begun or ended, on nothing else being asked for by people,
+and for a replicated object on the same in-sync set). So it never matters how stale the view was: a stale plan fails.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ class ReplicaManager:
             conditions.append(Unchanged(called, app.successions.get(old.successor, (0, 0))[1]))
         conditions.append(Unchanged(Key(Kind.PAUSES, ("app", app.name)), app.pause_revision))
         conditions.append(Unchanged(self._cluster_pause, self._view.pause_revision))
+        conditions.append(Unchanged(Key(Kind.REQUESTS, (app.name,)), app.request_revision))
         if app.registration is not None and app.registration.object:  # who may lead depends on it
             conditions.append(Unchanged(Key(Kind.IN_SYNC, (app.name,)), app.in_sync_revision))
         kept = [seat.incarnation for seat in new.seats if seat.incarnation not in app.failures] if new else []
@@ -158,6 +159,8 @@ class ReplicaManager:
             yield from (Delete(Key(kind, (app.name,))) for kind in (Kind.CHECKPOINTS, Kind.IN_SYNC))
         if new is None and app.pause:
             yield Delete(Key(Kind.PAUSES, ("app", app.name)))
+        if app.request and (new is None or plan.answered):
+            yield Delete(Key(Kind.REQUESTS, (app.name,)))
         for event in plan.events:
             yield Put(Key(Kind.HISTORY, (app.name, str(event.failure.incarnation))), event)
         kept = max(0, HISTORY_KEPT - len(plan.events)) if new else 0

@@ -61,6 +61,7 @@ class Run:
         self._in_sync: InSyncSet | None = None  # of a replicated object
         self._started_at = context.clock()
         self._leaving = False
+        self._at_once = asyncio.Event()  # it is killed and not asked
         self._given_up = False
         self._released = False  # by the guardian
         self._completed = False
@@ -87,6 +88,7 @@ class Run:
         )
         if placement.role is Role.PRIMARY:
             self._promoted.set()
+        self._heed()
 
     @classmethod
     def resume(cls, context: HostContext, ward: WardView, memo: Memo) -> Run:
@@ -149,6 +151,14 @@ class Run:
                 self._tell_role()
             if (self._publisher.replica.epoch, self._publisher.replica.successor) != (placement.epoch, placement.successor):
                 self._publisher.show(epoch=placement.epoch, successor=placement.successor)
+        self._heed()
+
+    def _heed(self) -> None:
+        """Hand over if the placement says so: the successor that it names is called once this replica is dead."""
+        if self.placement.leaving is not None:
+            if self.placement.leaving.at_once:
+                self._at_once.set()
+            self.leave()
 
     def succeed(self, succession: Succession) -> None:
         """The primary of the epoch before is dead, and this replica was named to follow it."""
@@ -447,7 +457,7 @@ class Run:
         if self._given_up:
             return FailureKind.HANDOVER, "no longer wanted here"
         if self._leaving:
-            return FailureKind.HANDOVER, "asked to end"
+            return FailureKind.HANDOVER, self.placement.leaving.reason if self.placement.leaving else "asked to end"
         if reason and self._hold.left > 0:
             return FailureKind.EXIT, reason
         return FailureKind.FENCED, "a lease ran out: etcd could not be reached, or the WatchDog could not run"
@@ -469,6 +479,8 @@ class Run:
 
     async def _end_gently(self, registration: Registration, process: ReplicaProcess) -> None:
         self._publisher.show(state=ReplicaState.STOPPING)
+        if self._at_once.is_set():
+            return
         if self._connection is not None:
             self._connection.send("stop")
         else:
@@ -492,7 +504,7 @@ class Run:
     async def _wait_exit(self, process: ReplicaProcess, limit_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                await first(process.exited, self._hold.ended())
+                await first(process.exited, self._hold.ended(), self._at_once.wait())
 
     # --- what it writes --------------------------------------------------------------------------------------------
 

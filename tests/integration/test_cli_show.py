@@ -182,6 +182,17 @@ def test_hosts_and_leaders(cluster: LocalCluster) -> None:
     assert [line.split()[0] for line in read(cluster, "leaders").splitlines()[1:]] == ["manager", "superwatchdog"]
 
 
+def test_explain(cluster: LocalCluster) -> None:
+    """Which part each host has, and why not more."""
+    told = read_json(cluster, "explain", "wide")
+    assert {each["host"] for each in told["hosts"]} == set(HOSTS)
+    assert any(text.startswith("it is degraded: 3 of 4 copies") for text in told["reasons"])
+    shown = read(cluster, "explain", "shop")
+    primary, _ = cluster.primary("shop")
+    assert [line.split()[:2] for line in shown.splitlines() if line.startswith(primary)] == [[primary, "primary"]]
+    assert "no application sho " in the_error(cli("explain", *cluster.connection, "sho"), 1)
+
+
 def test_status_is_shown_again_and_again(cluster: LocalCluster) -> None:
     """Without a terminal, one after the other, until it is interrupted."""
     words = command("status", *cluster.connection, "--watch", "--interval", "0.1", "shop")
