@@ -90,7 +90,9 @@ def judged(version: str) -> Finding:
     if number < (3, 4):
         return failed(f"{version} is too old", advice)
     if number < (3, 5):
-        return warning(f"{version} works, but is no longer maintained", advice)
+        return warning(
+            f"{version} works, but is no longer maintained", f"{advice}; till then start all members with --pre-vote"
+        )
     return ok(version)
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,9 @@ def _environment(options: dict[str, Any], settings: Sequence[Setting]) -> dict[s
     """Tell a child by environment what this command was told, so that it reads no file of its own."""
     given = {setting.variable: options[setting.key] for setting in settings}
     variables = {name: str(value) for name, value in given.items() if value not in (None, False)}
+    files = [Path(options[setting.key]).read_bytes() for setting in settings if setting.is_file and options[setting.key]]
+    if files:  # so that a child is replaced when one of its files was
+        variables["ETCDREPLICA_FILES"] = sha256(b"".join(files)).hexdigest()
     return {**variables, CONFIG_ENV: NO_FILE, "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1")}
 
 

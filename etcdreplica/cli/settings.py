@@ -55,9 +55,14 @@ class Setting:
         )
 
     @property
+    def is_file(self) -> bool:
+        """Whether it names a file that is read."""
+        return self.metavar == "FILE"
+
+    @property
     def is_path(self) -> bool:
         """Whether it names a file or a directory."""
-        return self.type is Path or self.metavar == "FILE"
+        return self.type is Path or self.is_file
 
     @property
     def is_pairs(self) -> bool:
@@ -189,7 +194,8 @@ def docs_table() -> str:
     """Return all of them as a Markdown table, for docs/configuration.md."""
     lines = ["| name | meaning | value | default | SIGHUP |", "| --- | --- | --- | --- | --- |"]
     for setting in SETTINGS:
-        value = " or ".join(setting.choices) or _TYPES[setting.type] + (", or a list" if setting.listed else "")
+        kind = _TYPES[Path if setting.is_path else setting.type]
+        value = " or ".join(setting.choices) or kind + (", or a list" if setting.listed else "")
         default, taken = setting.default_text.replace("|", "\\|"), "taken" if setting.reload else "stays"
         lines.append(f"| `{setting.name}` | {setting.help} | {value} | {default} | {taken} |")
     return "\n".join(lines) + "\n"
