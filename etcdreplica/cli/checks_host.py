@@ -22,8 +22,6 @@ from etcdreplica.cli.certificates import expiry
 from etcdreplica.cli.checks import Finding, Subject, failed, not_checked, ok, warning
 from etcdreplica.cli.texts import age_text, size_text
 from etcdreplica.daemon.addresses import split
-from etcdreplica.daemon.tls import check_files
-from etcdreplica.errors import ConfigurationError
 from etcdreplica.guardian.tree import make_control_group
 from etcdreplica.guardian.wards import URGENT_NICE
 
@@ -226,16 +224,12 @@ def sockets(subject: Subject) -> Iterator[Finding]:
 
 
 def certificates(subject: Subject) -> Iterator[Finding]:
-    """Those of etcd's clients and of the hosts: whether they fit together, and for how long they are valid."""
+    """Those of etcd's clients and of the hosts: for how long they are valid. That they fit together is a rule of settings."""
     etcd, peer = subject.settings.etcd, subject.settings.peer_tls
     sets = [files for files in (etcd, peer) if files.ca_file or files.cert_file]
     if not sets:
         yield ok("none is used: neither etcd nor other hosts are reached by TLS")
     for files in sets:
-        try:
-            check_files(files.ca_file, files.cert_file, files.key_file)
-        except ConfigurationError as error:
-            yield failed(str(error), "put the right files in place, then send the node SIGHUP")
         for path in filter(None, (files.ca_file, files.cert_file)):
             yield _lasting(Path(path))
 

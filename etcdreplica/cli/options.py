@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from etcdreplica.store import EtcdOptions, Store
 
 PATIENCE_S = 3.0  # a person waits longer than a daemon does
+_QUIET = logging.NullHandler()
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -132,7 +133,7 @@ def with_store(work: Callable[[Store], Awaitable[T]], **options: Any) -> T:
     """Run `work` with a store, and fail fast with a clear message when etcd is not there."""
     from etcdreplica.store import Store
 
-    logging.getLogger("etcdreplica").addHandler(logging.NullHandler())  # the error that comes of it says enough
+    logging.getLogger("etcdreplica").addHandler(_QUIET)  # the error that comes of it says enough
 
     async def run() -> T:
         patient = evolve(etcd_options(**options), timeout_s=PATIENCE_S)

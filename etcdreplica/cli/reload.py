@@ -25,7 +25,7 @@ from etcdreplica.store import Key, Kind, Store
 
 log = logging.getLogger(__name__)
 
-REACH_S = 1.0  # no lease is renewed meanwhile
+REACH = 0.1  # of a lease TTL: no lease is renewed meanwhile
 
 
 async def in_force(guard: Guard, given: dict[str, Any]) -> dict[str, Any]:
@@ -73,14 +73,15 @@ async def _where_known(guard: Guard, before: dict[str, Any], options: dict[str, 
     session = guard.wards.get(SESSION)
     if session is None or connection.items() <= options.items():
         return options
-    problem = "does not know this host"
+    problem, settings = "does not know this host", node_settings(**options)
+    within_s = REACH * settings.lease_ttl_s
     try:
-        async with asyncio.timeout(REACH_S), Store(node_settings(**options).etcd, options["cluster"]) as store:
+        async with asyncio.timeout(within_s), Store(settings.etcd, options["cluster"]) as store:
             entry = await store.get(Key(Kind.HOSTS, (options["host"],)))
             if entry is not None and entry.create_revision == session.memo["session"]:
                 return options
     except TimeoutError:
-        problem = f"does not answer within {REACH_S:g} s"
+        problem = f"does not answer within {within_s:g} s"
     except EtcdReplicaError as error:
         problem = f"is of no use ({error})"
     log.error("the etcd of the new configuration %s; going on with that of before, %s", problem, before["etcd"])
