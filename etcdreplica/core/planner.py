@@ -39,6 +39,7 @@ from etcdreplica.model import (
 )
 from etcdreplica.words import MAX_DEGREE, Role
 
+LOOK_S = 0.25  # how often a primary that is to leave a drained host looks whether copies are starting
 EVENTS_AT_ONCE = 10  # etcd takes 128 operations in one transaction
 DERIVED = "placements/"  # corrupt values there are written anew from the assignment
 STATE = "checkpoints/"  # of these the CheckpointServers make what they can; who is primary does not depend on them
@@ -151,7 +152,19 @@ class _Step(Draft):
         waits = len(lasting) < self.registration.degree and self._held(primary=False)
         if waits or any(unsettled(self.app, self.cluster, seat) for seat in lasting):
             return None
-        return next(iter(heirs(self.app, self.cluster, lasting)), None)
+        heir = next(iter(heirs(self.app, self.cluster, lasting)), None)
+        return heir if heir is not None and self._is_quiet() else None
+
+    def _is_quiet(self) -> bool:
+        """Whether bodies can end and begin quickly: first all copies are made, everywhere, and then the primaries go."""
+        memory, settings = self.memory, self.settings
+        memory.heir_since = self.now if memory.heir_since is None else memory.heir_since
+        until = memory.heir_since + settings.quiet_s
+        if not self.cluster.starting or self.now >= until:
+            memory.heir_since = None
+            return True
+        self._wake(min(until, self.now + LOOK_S))
+        return False
 
     def hold_still(self) -> Decision:
         """Under a pause, write down what has happened already and nothing else: who took over, and that nobody will."""

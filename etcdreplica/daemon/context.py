@@ -11,8 +11,8 @@ from etcdreplica.daemon.guard import Guard
 from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.settings import NodeSettings
-from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.state_file import StateFile
+from etcdreplica.daemon.turns import Turns
 from etcdreplica.store import Lease, Store
 
 
@@ -24,7 +24,8 @@ class HostContext:
     store: Store
     clock: Clock
     guard: Guard
-    starts: Starts
+    starts: Turns
+    handovers: Turns
     state: StateFile
     copies: Copies
     machine: Machine

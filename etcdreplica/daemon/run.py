@@ -407,10 +407,10 @@ class Run:
     async def _start_program(self, registration: Registration) -> ReplicaProcess | None:
         """Start it when it is its turn; None if it is not wanted any more by then."""
         starts = self._context.starts
-        turn = asyncio.create_task(starts.turn())
-        await first(turn, self._stop.wait(), self._hold.ended())
-        if not turn.done() or turn.cancelled() or self._stop.is_set() or self._hold.left <= 0:
-            turn.add_done_callback(lambda task: None if task.cancelled() else starts.over())
+        if not await starts.take(self._stop.wait(), self._hold.ended()):
+            return None
+        if self._stop.is_set() or self._hold.left <= 0:
+            starts.over()
             return None
         self._spawning = asyncio.create_task(self._spawn(registration))
         try:
@@ -450,8 +450,16 @@ class Run:
             self._evidence = await self._vitals.evidence(process.pid)
             return FailureKind.HANG, self._vitals.hung
         if self._stop.is_set():
+            if self.placement.leaving is not None:
+                await self._take_turn(process)
             await self._end_gently(registration, process)
         return self._why()
+
+    async def _take_turn(self, process: ReplicaProcess) -> None:
+        """Wait to hand over until it is its turn. Until then it goes on."""
+        turns = self._context.handovers
+        if await turns.take(process.exited, self._hold.ended(), self._at_once.wait()):
+            turns.over_with(process.exited)
 
     def _why(self, reason: str = "") -> tuple[FailureKind, str]:
         if self._given_up:

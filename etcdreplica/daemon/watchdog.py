@@ -30,7 +30,7 @@ from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.registry import register, unregister
 from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
-from etcdreplica.daemon.starts import Starts
+from etcdreplica.daemon.turns import CPUS, HANDOVER_S, START_S, STARTS, Turns
 from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
 from etcdreplica.model import Host, Placement, Registration, Succession
@@ -306,7 +306,8 @@ class WatchDog:
             self._store,
             self.clock,
             self.guard,
-            Starts(),
+            Turns(STARTS, START_S),
+            Turns(CPUS, HANDOVER_S),
             self._state,
             self._copies,
             self._machine,
