@@ -15,6 +15,7 @@ from etcdreplica.daemon.waiting import first
 
 CPUS = os.cpu_count() or 1
 STARTS = 4 * CPUS
+HANDOVERS = max(1, CPUS // 2)
 START_S = 3.0  # a program that takes longer to start does not keep the next one waiting
 HANDOVER_S = 0.1  # nor does a primary that takes longer to end
 

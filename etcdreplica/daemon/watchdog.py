@@ -30,7 +30,7 @@ from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.registry import register, unregister
 from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
-from etcdreplica.daemon.turns import CPUS, HANDOVER_S, START_S, STARTS, Turns
+from etcdreplica.daemon.turns import HANDOVER_S, HANDOVERS, START_S, STARTS, Turns
 from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
 from etcdreplica.model import Host, Placement, Registration, Succession
@@ -307,7 +307,7 @@ class WatchDog:
             self.clock,
             self.guard,
             Turns(STARTS, START_S),
-            Turns(CPUS, HANDOVER_S),
+            Turns(HANDOVERS, HANDOVER_S),
             self._state,
             self._copies,
             self._machine,
