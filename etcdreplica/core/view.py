@@ -24,6 +24,7 @@ from etcdreplica.model import (
     Request,
     Seat,
     Server,
+    Vouchers,
 )
 from etcdreplica.words import Failover
 
@@ -52,13 +53,18 @@ class Loss:
 
 @define
 class AppView:
-    """All that is known of one application."""
+    """All that is known of one application.
+
+    `assignment` may be one that is only being written (`ClusterView.expect`), `written` is what stands in etcd. A seat that was
+    never written proves nothing of the incarnation it names: the next plan gives that number to another one.
+    """
 
     name: str
     registration: Registration | None = None
     registration_revision: int = 0
     assignment: Assignment | None = None
     assignment_revision: int = 0
+    written: Assignment | None = None
     successions: dict[str, tuple[int, int]] = Factory(dict)  # by host: (incarnation that died, mod revision)
     replicas: dict[str, Replica] = Factory(dict)  # by host
     failures: dict[int, Failure] = Factory(dict)  # by incarnation
@@ -72,6 +78,8 @@ class AppView:
     checkpoint_revision: int = 0
     in_sync: InSync | None = None
     in_sync_revision: int = 0
+    vouchers: Vouchers | None = None
+    vouchers_revision: int = 0
 
     @property
     def born(self) -> int:
@@ -105,11 +113,12 @@ class AppView:
 
     @property
     def seated_on(self) -> frozenset[str]:
-        """The hosts on which it has a seat, or is to have one again."""
+        """The hosts on which it has a seat, or is to have one again, or whose return tells that a primary is dead."""
         if self.assignment is None:
             return frozenset()
         again = (self.assignment.again,) if self.assignment.again else ()
-        return frozenset(seat.host for seat in (*self.assignment.seats, *again))
+        vouched = (self.vouchers.host,) if self.vouchers else ()
+        return frozenset((*(seat.host for seat in (*self.assignment.seats, *again)), *vouched))
 
     @property
     def lacks_seat(self) -> bool:
@@ -122,8 +131,13 @@ class AppView:
 
     def is_empty(self) -> bool:
         """Whether nothing of the application is left in etcd."""
+<<<<<<< HEAD
         asked = self.pause or self.request
         return not (self.registration or self.assignment or self.replicas or self.failures or self.corrupt or asked)
+=======
+        there = self.registration or self.assignment or self.replicas or self.failures
+        return not (there or self.corrupt or self.pause or self.vouchers)
+>>>>>>> 3764d451d6aadebe09bcacc4d5b4039aa271091f
 
 
 @define
@@ -292,7 +306,7 @@ class ClusterView:
             self._index(app)
         elif kind == "assignments":
             self.expect(app, value)
-            app.assignment_revision = revision if value else 0
+            app.written, app.assignment_revision = value, revision if value else 0
         elif kind == "pauses":
             app.pause, app.pause_revision = value, revision if value else 0
         elif kind == "requests":
@@ -301,6 +315,9 @@ class ClusterView:
             app.checkpoint, app.checkpoint_revision = value, revision if value else 0
         elif kind == "insync":
             app.in_sync, app.in_sync_revision = value, revision if value else 0
+        elif kind == "vouchers":
+            app.vouchers, app.vouchers_revision = value, revision if value else 0
+            self._index(app)
         elif kind == "history":
             (app.history.discard if value is None else app.history.add)(int(names[1]))
         else:

@@ -12,8 +12,8 @@ from typing import Any
 from etcdreplica.clock import boottime
 from etcdreplica.core.view import ClusterView
 from etcdreplica.daemon.registry import register
-from etcdreplica.model import Ask, Drain, Event, Program, Registration, Request
-from etcdreplica.store import Delete, EtcdOptions, Key, Kind, Put, Store, Txn
+from etcdreplica.model import Ask, Event, Program, Registration, Request
+from etcdreplica.store import EtcdOptions, Key, Kind, Put, Store, Txn
 from etcdreplica.testing.bench import FLOOR_ROUNDS, SETTLE_S, environment, put_to_event, summary
 from etcdreplica.testing.cluster import LocalCluster
 from etcdreplica.testing.etcd import EmbeddedEtcd
@@ -64,11 +64,11 @@ class _Moves:
             taken = [await self._switchover(store) for _ in range(trials)]
             metrics = {name: summary([sample[name] for sample in taken]) for name in PHASES}
             self._say(f"{apps} applications with a copy on host-a")
-            await store.commit(Txn((), (Put(Key(Kind.DRAINS, ("host-c",)), Drain("bench")),)))  # so that a and b get them all
+            await asyncio.to_thread(self._cluster.drain, "host-c")  # so that the other two get them all
             await self._register(store, apps)
-            await store.commit(Txn((), (Delete(Key(Kind.DRAINS, ("host-c",))),)))
+            await asyncio.to_thread(self._cluster.undrain, "host-c")
             self._say("host-a is drained")
-            drained, faults = await self._drain(store, apps)
+            drained, faults = await self._drain(apps)
         return {**metrics, **drained}, faults
 
     async def _register(self, store: Store, count: int) -> None:
@@ -106,11 +106,11 @@ class _Moves:
         found = {"total": begun - began, "stop": stop, "beyond_stop": begun - began - stop, "gap": begun - ended}
         return {name: 1000 * seconds for name, seconds in found.items()}
 
-    async def _drain(self, store: Store, apps: int) -> tuple[dict[str, Any], int]:
+    async def _drain(self, apps: int) -> tuple[dict[str, Any], int]:
         cluster, before = self._cluster, self._cluster.look(_primaries)
         leaving = {name: seat for name, seat in before.items() if seat == "host-a"}
         began, wall = boottime(), time.monotonic()
-        await store.commit(Txn((), (Put(Key(Kind.DRAINS, ("host-a",)), Drain("bench")),)))
+        await asyncio.to_thread(cluster.drain, "host-a")
         await asyncio.to_thread(cluster.wait_until, _is_empty, "host-a to be empty", 600.0)
         metrics = {"drain": one("s", time.monotonic() - wall), "drained_primaries": one("applications", len(leaving))}
         await asyncio.to_thread(poll, lambda: self._is_whole(apps), f"{apps} applications to be whole")
