@@ -298,12 +298,9 @@ class Assignment:
     here: int = 0  # how often in a row its primary was started again on its own host
     again: Seat | None = None  # a primary that failed, and is to be started again on its host after the wait
     born: int = 0  # below every epoch of this application since it was registered; what is older belongs to another one
-<<<<<<< HEAD
+    in_doubt: bool = False  # the primary before this one may still run, vouched for by the host of this one
     leaving: Leaving | None = None  # while its primary is to hand over
     degree: int = 0  # as in the registration
-=======
-    in_doubt: bool = False  # the primary before this one may still run, vouched for by the host of this one
->>>>>>> 3764d451d6aadebe09bcacc4d5b4039aa271091f
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -321,12 +318,9 @@ class Assignment:
             successor=self.successor if primary else None,
             peers=tuple(other.host for other in self.seats if other != seat),
             born=self.born,
-<<<<<<< HEAD
+            in_doubt=primary and self.in_doubt,
             leaving=self.leaving if primary else None,
             degree=self.degree,
-=======
-            in_doubt=primary and self.in_doubt,
->>>>>>> 3764d451d6aadebe09bcacc4d5b4039aa271091f
         )
 
 
@@ -341,12 +335,9 @@ class Placement:
     successor: str | None = None
     peers: tuple[str, ...] = ()  # the hosts of the other seats, which hold the same checkpoints
     born: int = 0  # as in the assignment
-<<<<<<< HEAD
+    in_doubt: bool = False  # as in the assignment
     leaving: Leaving | None = None  # this primary is to hand over
     degree: int = 0  # as in the registration: on so many hosts checkpoints are to be
-=======
-    in_doubt: bool = False  # as in the assignment
->>>>>>> 3764d451d6aadebe09bcacc4d5b4039aa271091f
 
     def promoted(self) -> Placement:
         """Return what this becomes when its host succeeds a dead primary."""

@@ -12,13 +12,9 @@ from typing import Any
 
 from attrs import Factory, define, evolve
 
-<<<<<<< HEAD
 from etcdreplica.core.draft import Draft
-from etcdreplica.core.moves import heirs, is_up, unready, unsettled
-=======
 from etcdreplica.core.failsafe import in_doubt
-from etcdreplica.core.lifecycle import PROMOTABLE
->>>>>>> 3764d451d6aadebe09bcacc4d5b4039aa271091f
+from etcdreplica.core.moves import heirs, is_up, unready, unsettled
 from etcdreplica.core.plan import Decision, Memory, Plan, PlannerSettings
 from etcdreplica.core.restarts import (
     FAULTS,
@@ -68,7 +64,6 @@ def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, setti
     return step.decide()
 
 
-<<<<<<< HEAD
 def _rests(old: Assignment, app: AppView) -> bool:
     """Whether nothing of it is to run; what is to run again must first have let its last copies end."""
     if old.state is AssignmentState.STOPPED:
@@ -76,16 +71,10 @@ def _rests(old: Assignment, app: AppView) -> bool:
     return old.state in ENDED and (bool(app.replicas) or old.registration_revision == app.registration_revision)
 
 
-def _remove(app: AppView) -> Decision:
-    old = app.assignment
-    if old is None:
-        return Decision(Plan(None) if app.failures or app.pause or app.request else None)
-=======
 def _remove(app: AppView, cluster: ClusterView) -> Decision:
     old = app.assignment
     if old is None:
-        return Decision(Plan(None) if app.failures or app.pause or app.vouchers else None)
->>>>>>> 3764d451d6aadebe09bcacc4d5b4039aa271091f
+        return Decision(Plan(None) if app.failures or app.pause or app.request or app.vouchers else None)
     if old.state is not AssignmentState.REMOVING:
         return Decision(Plan(_vacated(old, AssignmentState.REMOVING, "being removed"), tuple(app.failures)))
     return Decision(Plan(None) if not app.replicas and in_doubt(app, cluster) is None else None)
@@ -229,14 +218,8 @@ class _Step(Draft):
         seat = next((s for s in draft.backups if s.host == draft.successor), None)
         if seat and died == draft.primary.incarnation:
             backups = tuple(s for s in draft.backups if s != seat)
-<<<<<<< HEAD
             following: dict[str, Any] = {"epoch": draft.epoch + 1, "primary": seat, "backups": backups}
-            self.draft = evolve(draft, **following, successor=None, here=0, leaving=None)
-=======
-            self.draft = evolve(
-                draft, epoch=draft.epoch + 1, primary=seat, backups=backups, successor=None, here=0, in_doubt=False
-            )
->>>>>>> 3764d451d6aadebe09bcacc4d5b4039aa271091f
+            self.draft = evolve(draft, **following, successor=None, here=0, leaving=None, in_doubt=False)
 
     def _take_done(self) -> None:
         """A body that returned on any seat completes the application everywhere."""
@@ -352,28 +335,11 @@ class _Step(Draft):
         members, failed = {member.incarnation for member in self.app.members}, self.app.failures
         return tuple(s for s in self.draft.backups if s.incarnation in members and s.incarnation not in failed)
 
-<<<<<<< HEAD
-    def _next_primary(self) -> Seat | None:
-        standing = self._standing()
-        able = standing or tuple(seat for seat in self.draft.backups if self._may_lead(seat.host))
-        alive = [seat for seat in able if is_up(self.cluster, seat)]
-=======
-    def _may_lead(self, host: str) -> bool:
-        """Whether a host may lead when no copy has the state: one that has the log, if the object has a durable one."""
-        has_log = not (self.registration.durable and self._members) or host in {member.host for member in self._members}
-        return has_log and self._may_follow(host)
-
-    def _may_follow(self, host: str) -> bool:
-        """Whether a host may lead after the last primary: if that may still run, one that had to vouch for it."""
-        doubt = in_doubt(self.app, self.cluster)
-        return doubt is None or host in (doubt.host, *doubt.hosts)
-
     def _next_primary(self) -> Seat | None:
         standing = self._standing()
         able = standing or tuple(seat for seat in self.draft.backups if self._may_lead(seat.host))
         able = tuple(seat for seat in able if self._may_follow(seat.host))
-        alive = [seat for seat in able if self._is_up(seat)]
->>>>>>> 3764d451d6aadebe09bcacc4d5b4039aa271091f
+        alive = [seat for seat in able if is_up(self.cluster, seat)]
         alive = [seat for seat in alive if not self.cluster.is_silent(seat.host)] or alive
         ready = [seat for seat in alive if self._promotable(seat)]
         chosen = sorted(ready or alive, key=self._rank_of_heir)

@@ -131,13 +131,8 @@ class AppView:
 
     def is_empty(self) -> bool:
         """Whether nothing of the application is left in etcd."""
-<<<<<<< HEAD
-        asked = self.pause or self.request
-        return not (self.registration or self.assignment or self.replicas or self.failures or self.corrupt or asked)
-=======
         there = self.registration or self.assignment or self.replicas or self.failures
-        return not (there or self.corrupt or self.pause or self.vouchers)
->>>>>>> 3764d451d6aadebe09bcacc4d5b4039aa271091f
+        return not (there or self.corrupt or self.pause or self.request or self.vouchers)
 
 
 @define

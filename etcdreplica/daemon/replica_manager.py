@@ -162,10 +162,7 @@ class ReplicaManager:
             yield from (Delete(Key(kind, (app.name,))) for kind in (Kind.CHECKPOINTS, Kind.IN_SYNC))
         if app.vouchers is not None and (new is None or in_doubt(app, self._view) is None):
             yield Delete(Key(Kind.VOUCHERS, (app.name,)))  # that primary is dead
-        if new is None and app.pause:
-            yield Delete(Key(Kind.PAUSES, ("app", app.name)))
-        if app.request and (new is None or plan.answered):
-            yield Delete(Key(Kind.REQUESTS, (app.name,)))
+        yield from _answers(app, plan)
         for event in plan.events:
             yield Put(Key(Kind.HISTORY, (app.name, str(event.failure.incarnation))), event)
         kept = max(0, HISTORY_KEPT - len(plan.events)) if new else 0
@@ -190,3 +187,11 @@ class ReplicaManager:
             await asyncio.sleep(RETRY_S)  # by then the view has seen what was in the way, or the lease is lost
         self._writing.discard(app.name)
         self.touch((app.name,))
+
+
+def _answers(app: AppView, plan: Plan) -> Iterator[Operation]:
+    """Take away what people have asked for and is done, or is about an application that is no more."""
+    if plan.assignment is None and app.pause:
+        yield Delete(Key(Kind.PAUSES, ("app", app.name)))
+    if app.request and (plan.assignment is None or plan.answered):
+        yield Delete(Key(Kind.REQUESTS, (app.name,)))
