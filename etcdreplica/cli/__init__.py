@@ -36,6 +36,7 @@ COMMANDS = {
     "failover": "move",
     "drain": "drain",
     "undrain": "drain",
+    "scale": "scale",
     "stop": "stop",
     "remove": "remove",
     "checkpoints": "checkpoints",

@@ -126,7 +126,12 @@ async def _write(store: Store, view: ClusterView, host: str, reason: str) -> Non
 
 def _left(view: ClusterView, host: str) -> dict[str, AppView]:
     """Return the applications that have a seat there, or a copy that has not ended yet."""
-    return {name: app for name, app in sorted(view.apps.items()) if host in app.seated_on or host in app.replicas}
+
+    def is_there(app: AppView) -> bool:
+        seats = app.assignment.seats if app.assignment else ()
+        return host in app.replicas or any(seat.host == host for seat in seats)
+
+    return {name: app for name, app in sorted(view.apps.items()) if is_there(app)}
 
 
 def _why_there(view: ClusterView, app: AppView, host: str) -> str:

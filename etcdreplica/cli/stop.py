@@ -98,6 +98,7 @@ async def _write(store: Store, app: AppView) -> None:
 
 def _state(view: ClusterView, name: str) -> str | None:
     """Return in which state nothing of it runs, if so."""
+    from etcdreplica.core.failsafe import in_doubt
     from etcdreplica.model import AssignmentState
 
     ended = (AssignmentState.STOPPED, AssignmentState.COMPLETED, AssignmentState.FAILED)
@@ -105,4 +106,5 @@ def _state(view: ClusterView, name: str) -> str | None:
     if app is None or app.registration is None:
         return "removed"
     found = app.assignment
-    return str(found.state) if found is not None and found.state in ended and not app.replicas else None
+    runs = app.replicas or in_doubt(app, view) is not None
+    return str(found.state) if found is not None and found.state in ended and not runs else None

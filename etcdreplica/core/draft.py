@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import define, evolve, field
 
+from etcdreplica.core.failsafe import in_doubt
 from etcdreplica.core.lifecycle import PROMOTABLE
 from etcdreplica.core.moves import misfit
 from etcdreplica.core.plan import Memory, PlannerSettings
@@ -90,7 +91,14 @@ class Draft:
 
     def _may_lead(self, host: str) -> bool:
         """Whether a host may lead when no copy has the state: one that has the log, if the object has a durable one."""
-        return not (self.registration.durable and self.app.members) or host in {member.host for member in self.app.members}
+        members = self.app.members
+        has_log = not (self.registration.durable and members) or host in {member.host for member in members}
+        return has_log and self._may_follow(host)
+
+    def _may_follow(self, host: str) -> bool:
+        """Whether a host may lead after the last primary: if that may still run, one that had to vouch for it."""
+        doubt = in_doubt(self.app, self.cluster)
+        return doubt is None or host in (doubt.host, *doubt.hosts)
 
     def _lasts(self, seat: Seat) -> bool:
         return seat.host not in self.cluster.drains

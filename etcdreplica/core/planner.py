@@ -13,6 +13,7 @@ from typing import Any
 from attrs import Factory, define, evolve
 
 from etcdreplica.core.draft import Draft
+from etcdreplica.core.failsafe import in_doubt
 from etcdreplica.core.moves import heirs, is_up, unready, unsettled
 from etcdreplica.core.plan import Decision, Memory, Plan, PlannerSettings
 from etcdreplica.core.restarts import (
@@ -39,6 +40,7 @@ from etcdreplica.model import (
 )
 from etcdreplica.words import MAX_DEGREE, Role
 
+LOOK_S = 0.25  # how often a primary that is to leave a drained host looks whether copies are starting
 EVENTS_AT_ONCE = 10  # etcd takes 128 operations in one transaction
 DERIVED = "placements/"  # corrupt values there are written anew from the assignment
 STATE = "checkpoints/"  # of these the CheckpointServers make what they can; who is primary does not depend on them
@@ -51,7 +53,7 @@ def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, setti
     if any(not key.startswith((DERIVED, STATE)) for key in app.corrupt):
         return Decision()  # nobody can tell what is right until somebody mends the value
     if registration is None or (old and old.state is AssignmentState.REMOVING):
-        return _remove(app)
+        return _remove(app, cluster)
     step = _Step(app, registration, cluster, memory, now, settings)
     if app.pause or cluster.pause:
         return step.hold_still()
@@ -83,13 +85,13 @@ def _rests(old: Assignment, app: AppView) -> bool:
     return old.state in ENDED and (bool(app.replicas) or old.registration_revision == app.registration_revision)
 
 
-def _remove(app: AppView) -> Decision:
+def _remove(app: AppView, cluster: ClusterView) -> Decision:
     old = app.assignment
     if old is None:
-        return Decision(Plan(None) if app.failures or app.pause or app.request else None)
+        return Decision(Plan(None) if app.failures or app.pause or app.request or app.vouchers else None)
     if old.state is not AssignmentState.REMOVING:
         return Decision(Plan(_vacated(old, AssignmentState.REMOVING, "being removed"), tuple(app.failures)))
-    return Decision(Plan(None) if not app.replicas else None)
+    return Decision(Plan(None) if not app.replicas and in_doubt(app, cluster) is None else None)
 
 
 def _vacated(assignment: Assignment, state: AssignmentState, reason: str) -> Assignment:
@@ -116,6 +118,7 @@ class _Step(Draft):
             self._stop()
         elif not self.done:
             self._promote()
+            self._restyle()
             self._fill()
             self._hand_over()
             self._choose_successor()
@@ -164,7 +167,19 @@ class _Step(Draft):
         waits = len(lasting) < self.registration.degree and self._held(primary=False)
         if waits or any(unsettled(self.app, self.cluster, seat) for seat in lasting):
             return None
-        return next(iter(heirs(self.app, self.cluster, lasting)), None)
+        heir = next(iter(heirs(self.app, self.cluster, lasting)), None)
+        return heir if heir is not None and self._is_quiet() else None
+
+    def _is_quiet(self) -> bool:
+        """Whether bodies can end and begin quickly: first all copies are made, everywhere, and then the primaries go."""
+        memory, settings = self.memory, self.settings
+        memory.heir_since = self.now if memory.heir_since is None else memory.heir_since
+        until = memory.heir_since + settings.quiet_s
+        if not self.cluster.starting or self.now >= until:
+            memory.heir_since = None
+            return True
+        self._wake(min(until, self.now + LOOK_S))
+        return False
 
     def hold_still(self) -> Decision:
         """Under a pause, write down what has happened already and nothing else: who took over, and that nobody will."""
@@ -183,16 +198,17 @@ class _Step(Draft):
 
     def _begin(self) -> Assignment:
         old, revision, floor = self.app.assignment, self.app.registration_revision, self.cluster.floor
+        degree = self.registration.degree
         if old is None:
             self.memory.clear()
             first = floor + self.cluster.revision  # above any number an earlier application of this name has used
-            return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING, born=first)
+            return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING, born=first, degree=degree)
         if old.epoch < floor:  # another etcd may have gone on from here
             old = evolve(old, epoch=floor, incarnation=floor * MAX_DEGREE, successor=None)
         if old.state in (*ENDED, AssignmentState.STOPPED):  # registered once more, or started again
             self.memory.clear()
-            return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING, born=old.born)
-        return evolve(old, registration_revision=revision, paused=False)
+            return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING, born=old.born, degree=degree)
+        return evolve(old, registration_revision=revision, paused=False, degree=degree)
 
     def _recent(self) -> dict[int, float]:
         """Failures of primaries within the window; what an earlier manager counted begins with the first look."""
@@ -217,7 +233,7 @@ class _Step(Draft):
         if seat and died == draft.primary.incarnation:
             backups = tuple(s for s in draft.backups if s != seat)
             following: dict[str, Any] = {"epoch": draft.epoch + 1, "primary": seat, "backups": backups}
-            self.draft = evolve(draft, **following, successor=None, here=0, leaving=None)
+            self.draft = evolve(draft, **following, successor=None, here=0, leaving=None, in_doubt=False)
 
     def _take_done(self) -> None:
         """A body that returned on any seat completes the application everywhere."""
@@ -324,7 +340,8 @@ class _Step(Draft):
         draft = evolve(self.draft, again=None, here=self.draft.here + 1 if here else 0)
         if seat is not None:
             backups = tuple(backup for backup in draft.backups if backup != seat)
-            draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups)
+            doubt = in_doubt(self.app, self.cluster) is not None
+            draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups, in_doubt=doubt)
         self.draft = draft
 
     def _standing(self) -> tuple[Seat, ...]:
@@ -335,6 +352,7 @@ class _Step(Draft):
     def _next_primary(self) -> Seat | None:
         standing = self._standing()
         able = standing or tuple(seat for seat in self.draft.backups if self._may_lead(seat.host))
+        able = tuple(seat for seat in able if self._may_follow(seat.host))
         alive = [seat for seat in able if is_up(self.cluster, seat)]
         alive = [seat for seat in alive if not self.cluster.is_silent(seat.host)] or alive
         ready = [seat for seat in alive if self._promotable(seat)]
@@ -346,6 +364,15 @@ class _Step(Draft):
 
     def _rank_of_heir(self, seat: Seat) -> tuple[bool, bool]:
         return not self._lasts(seat), not self.app.holds_checkpoint(seat.host)
+
+    def _restyle(self) -> None:
+        """Have a backup that was begun under another style begin anew on its host, one at a time."""
+        shown = [(seat, self.app.replica(seat)) for seat in self.draft.backups]
+        stale = [seat for seat, replica in shown if replica and replica.style not in (None, self.registration.style)]
+        fresh = (seat for seat, _ in shown if seat not in stale)
+        if stale and not self._held(primary=False) and not any(unready(self.app, self.cluster, seat) for seat in fresh):
+            self.home = stale[-1].host
+            self.draft = evolve(self.draft, backups=tuple(seat for seat in self.draft.backups if seat != stale[-1]))
 
     def _fill(self) -> None:
         """Restore the degree on hosts that are not drained, and give back what is above it."""
@@ -432,7 +459,11 @@ class _Step(Draft):
         self.draft = evolve(draft, state=state, degraded=missing > 0, reason=reason)
 
     def _awaited(self) -> str:
-        """Say which hosts alone may lead a replicated object, if not every host may."""
+        """Say which hosts alone may lead, if not every host may."""
+        doubt = in_doubt(self.app, self.cluster)
+        if doubt is not None:
+            who = " or ".join(sorted({doubt.host, *doubt.hosts}))
+            return f"waiting for {who}: its primary on {doubt.host} may still run (failsafe), and only they can tell"
         standing = self._standing()
         if not standing and not self.registration.durable:
             return ""

@@ -20,9 +20,11 @@ from etcdreplica.model import (
     Pause,
     Registration,
     Replica,
+    ReplicaState,
     Request,
     Seat,
     Server,
+    Vouchers,
 )
 from etcdreplica.words import Failover
 
@@ -51,13 +53,18 @@ class Loss:
 
 @define
 class AppView:
-    """All that is known of one application."""
+    """All that is known of one application.
+
+    `assignment` may be one that is only being written (`ClusterView.expect`), `written` is what stands in etcd. A seat that was
+    never written proves nothing of the incarnation it names: the next plan gives that number to another one.
+    """
 
     name: str
     registration: Registration | None = None
     registration_revision: int = 0
     assignment: Assignment | None = None
     assignment_revision: int = 0
+    written: Assignment | None = None
     successions: dict[str, tuple[int, int]] = Factory(dict)  # by host: (incarnation that died, mod revision)
     replicas: dict[str, Replica] = Factory(dict)  # by host
     failures: dict[int, Failure] = Factory(dict)  # by incarnation
@@ -71,6 +78,8 @@ class AppView:
     checkpoint_revision: int = 0
     in_sync: InSync | None = None
     in_sync_revision: int = 0
+    vouchers: Vouchers | None = None
+    vouchers_revision: int = 0
 
     @property
     def born(self) -> int:
@@ -104,11 +113,12 @@ class AppView:
 
     @property
     def seated_on(self) -> frozenset[str]:
-        """The hosts on which it has a seat, or is to have one again."""
+        """The hosts on which it has a seat, or is to have one again, or whose return tells that a primary is dead."""
         if self.assignment is None:
             return frozenset()
         again = (self.assignment.again,) if self.assignment.again else ()
-        return frozenset(seat.host for seat in (*self.assignment.seats, *again))
+        vouched = (self.vouchers.host,) if self.vouchers else ()
+        return frozenset((*(seat.host for seat in (*self.assignment.seats, *again)), *vouched))
 
     @property
     def lacks_seat(self) -> bool:
@@ -121,8 +131,8 @@ class AppView:
 
     def is_empty(self) -> bool:
         """Whether nothing of the application is left in etcd."""
-        asked = self.pause or self.request
-        return not (self.registration or self.assignment or self.replicas or self.failures or self.corrupt or asked)
+        there = self.registration or self.assignment or self.replicas or self.failures
+        return not (there or self.corrupt or self.pause or self.request or self.vouchers)
 
 
 @define
@@ -143,6 +153,7 @@ class ClusterView:
     pause_revision: int = 0
     drains: dict[str, Drain] = Factory(dict)  # by host
     floor: int = 0  # below it are the epochs that an etcd before this one has used
+    starting: set[tuple[str, str]] = Factory(set)  # application and host of copies that are shown to start
     losses: dict[str, Loss] = Factory(dict)  # by host; what we found ourselves, so that no snapshot clears it
     room: Room = field(factory=Room, eq=False)
     seatless: set[str] = field(factory=set, eq=False)
@@ -195,6 +206,7 @@ class ClusterView:
         self.hosts.clear()
         self.servers.clear()
         self.drains.clear()
+        self.starting.clear()
         self.apps.clear()
         self.seats.clear()
         self.room.clear()
@@ -289,7 +301,7 @@ class ClusterView:
             self._index(app)
         elif kind == "assignments":
             self.expect(app, value)
-            app.assignment_revision = revision if value else 0
+            app.written, app.assignment_revision = value, revision if value else 0
         elif kind == "pauses":
             app.pause, app.pause_revision = value, revision if value else 0
         elif kind == "requests":
@@ -298,6 +310,9 @@ class ClusterView:
             app.checkpoint, app.checkpoint_revision = value, revision if value else 0
         elif kind == "insync":
             app.in_sync, app.in_sync_revision = value, revision if value else 0
+        elif kind == "vouchers":
+            app.vouchers, app.vouchers_revision = value, revision if value else 0
+            self._index(app)
         elif kind == "history":
             (app.history.discard if value is None else app.history.add)(int(names[1]))
         else:
@@ -309,6 +324,9 @@ class ClusterView:
             held, key = places[kind]
             if kind == "failures":
                 key = int(key)
+            elif kind == "replicas":
+                starts = value is not None and value.state is ReplicaState.STARTING
+                (self.starting.add if starts else self.starting.discard)((app.name, key))
             if value is None:
                 held.pop(key, None)
             else:

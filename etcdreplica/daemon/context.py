@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from attrs import frozen
 
 from etcdreplica.clock import Clock
+from etcdreplica.daemon.failsafe import Failsafe
 from etcdreplica.daemon.guard import Guard
 from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.settings import NodeSettings
-from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.state_file import StateFile
+from etcdreplica.daemon.turns import Turns
 from etcdreplica.store import Lease, Store
 
 
@@ -24,10 +26,13 @@ class HostContext:
     store: Store
     clock: Clock
     guard: Guard
-    starts: Starts
+    starts: Turns
+    handovers: Turns
     state: StateFile
     copies: Copies
     machine: Machine
+    failsafe: Failsafe
+    extended: Callable[[], None]  # to be called when what runs here may run for longer
     session: int
     lease: Lease  # of the host
 

@@ -16,6 +16,7 @@ from heapq import heappop, heappush
 from attrs import evolve
 
 from etcdreplica.clock import Clock
+from etcdreplica.core.failsafe import in_doubt
 from etcdreplica.core.plan import HISTORY_KEPT, Memory, Plan, PlannerSettings
 from etcdreplica.core.planner import decide
 from etcdreplica.core.view import AppView, ClusterView
@@ -132,6 +133,8 @@ class ReplicaManager:
         conditions.append(Unchanged(Key(Kind.REQUESTS, (app.name,)), app.request_revision))
         if app.registration is not None and app.registration.object:  # who may lead depends on it
             conditions.append(Unchanged(Key(Kind.IN_SYNC, (app.name,)), app.in_sync_revision))
+        if app.vouchers_revision or (app.registration is not None and app.registration.failsafe):
+            conditions.append(Unchanged(Key(Kind.VOUCHERS, (app.name,)), app.vouchers_revision))
         kept = [seat.incarnation for seat in new.seats if seat.incarnation not in app.failures] if new else []
         conditions += [Unchanged(Key(Kind.FAILURES, (app.name, str(number))), 0) for number in kept]  # none failed meanwhile
         left = [seat for seat in old.seats if new is None or seat not in new.seats] if old else []
@@ -157,10 +160,9 @@ class ReplicaManager:
             yield Delete(Key(Kind.FAILURES, (app.name, str(incarnation))))
         if new is None:
             yield from (Delete(Key(kind, (app.name,))) for kind in (Kind.CHECKPOINTS, Kind.IN_SYNC))
-        if new is None and app.pause:
-            yield Delete(Key(Kind.PAUSES, ("app", app.name)))
-        if app.request and (new is None or plan.answered):
-            yield Delete(Key(Kind.REQUESTS, (app.name,)))
+        if app.vouchers is not None and (new is None or in_doubt(app, self._view) is None):
+            yield Delete(Key(Kind.VOUCHERS, (app.name,)))  # that primary is dead
+        yield from _answers(app, plan)
         for event in plan.events:
             yield Put(Key(Kind.HISTORY, (app.name, str(event.failure.incarnation))), event)
         kept = max(0, HISTORY_KEPT - len(plan.events)) if new else 0
@@ -185,3 +187,11 @@ class ReplicaManager:
             await asyncio.sleep(RETRY_S)  # by then the view has seen what was in the way, or the lease is lost
         self._writing.discard(app.name)
         self.touch((app.name,))
+
+
+def _answers(app: AppView, plan: Plan) -> Iterator[Operation]:
+    """Take away what people have asked for and is done, or is about an application that is no more."""
+    if plan.assignment is None and app.pause:
+        yield Delete(Key(Kind.PAUSES, ("app", app.name)))
+    if app.request and (plan.assignment is None or plan.answered):
+        yield Delete(Key(Kind.REQUESTS, (app.name,)))

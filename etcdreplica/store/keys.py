@@ -35,6 +35,7 @@ class Kind(enum.StrEnum):
     DRAINS = "drains"  # <host>
     CHECKPOINTS = "checkpoints"  # <app>
     IN_SYNC = "insync"  # <app>, a replicated object
+    VOUCHERS = "vouchers"  # <app>, with failsafe
     ORIGIN = "origin"  # <cluster>
     SERVERS = "servers"  # <host>, its CheckpointServer's lease
 
@@ -54,6 +55,7 @@ RECORDS: dict[Kind, type[Any]] = {
     Kind.DRAINS: model.Drain,
     Kind.CHECKPOINTS: model.Checkpoint,
     Kind.IN_SYNC: model.InSync,
+    Kind.VOUCHERS: model.Vouchers,
     Kind.ORIGIN: model.Origin,
     Kind.SERVERS: model.Server,
 }
@@ -75,6 +77,7 @@ _SHAPES: dict[Kind, re.Pattern[str]] = {
         (Kind.DRAINS, f"({_NAME})"),
         (Kind.CHECKPOINTS, f"({_NAME})"),
         (Kind.IN_SYNC, f"({_NAME})"),
+        (Kind.VOUCHERS, f"({_NAME})"),
         (Kind.ORIGIN, f"({_NAME})"),
         (Kind.SERVERS, f"({_NAME})"),
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from etcdreplica.model import Assignment, AssignmentState, FailureKind
+from etcdreplica.model import Assignment, AssignmentState, FailureKind, ReplicaState
 from etcdreplica.testing import LocalCluster
 from tests.integration.apps_cli.cli_harness import cli, keys_of, read_json, the_error
+from tests.integration.apps_cli.cli_keeper import Keeper
 from tests.integration.conftest import Worker
 
 pytestmark = pytest.mark.integration
@@ -157,3 +159,29 @@ def test_stop_and_resume(shared_cluster: LocalCluster, make_worker: MakeWorker) 
     assert assigned(cluster, worker).state is AssignmentState.STOPPED
     assert do(cluster, "resume", worker.name)["started"] == [worker.name]
     assert worker.wait_acting(after_epoch=epoch) > epoch
+
+
+def test_scale_and_stop_keep_the_state(shared_cluster: LocalCluster, tmp_path: Path) -> None:
+    """A primary knows of its degree while it runs, and no other style touches it; stopped and resumed it has its state."""
+    cluster = shared_cluster
+    with Keeper(cluster, tmp_path, "--style", "warm") as keeper:
+        before = cluster.primary(keeper.name)
+        do(cluster, "scale", keeper.name, "--degree", "1")
+        keeper.store(2)  # which is on one host, and does not wait for two
+        do(cluster, "scale", keeper.name, "--degree", "3")
+        keeper.store(3)
+        assert len(keeper.app.own_checkpoint.holders if keeper.app.own_checkpoint else ()) == 3
+
+        for style, state in (("cold", ReplicaState.STANDBY), ("hot", ReplicaState.RUNNING), ("warm", ReplicaState.READY)):
+            told = do(cluster, "scale", keeper.name, "--style", style)
+            assert told == {"application": keeper.name, "changed": True, "degree": 3, "style": style}
+            shown = cluster.look(lambda view: list(view.apps[keeper.name].replicas.values()))
+            assert sorted(replica.state for replica in shown) == sorted([ReplicaState.RUNNING, state, state])
+        assert do(cluster, "scale", keeper.name, "--style", "warm")["changed"] is False
+        assert cluster.primary(keeper.name) == before
+        assert the_error(cli("scale", *cluster.connection, keeper.name, "--degree", "31"), 2)
+
+        epoch = keeper.lines()[-1]["epoch"]
+        do(cluster, "stop", keeper.name)
+        do(cluster, "resume", keeper.name)
+        keeper.wait_line("restored", 3, after=epoch)

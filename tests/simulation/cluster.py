@@ -17,7 +17,7 @@ from etcdreplica.daemon.manager import Manager
 from etcdreplica.daemon.node import Node
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.errors import EtcdReplicaError
-from etcdreplica.model import Failure, FailureKind, Program, Registration
+from etcdreplica.model import Assignment, Failure, FailureKind, Program, Registration
 from etcdreplica.store import EtcdOptions, Key, Kind, Store
 from etcdreplica.store.keys import decode
 from etcdreplica.testing.simulated_etcd import Link, SimulatedEtcd
@@ -52,6 +52,7 @@ class Witness:
     alive: dict[str, list[Application]] = field(factory=dict)  # by application: those that act as primary
     epochs: dict[str, int] = field(factory=dict)  # the highest one that ever acted
     fast: set[str] = field(factory=set)  # applications that gave up half of G1
+    failsafe: set[str] = field(factory=set)  # applications that may run on without their leases
     promotions: int = 0
     failovers: int = 0
 
@@ -150,7 +151,7 @@ class Cluster(Network):
         machine = Machine(
             pid=lambda: process.pid,
             app_server=lambda path, on_hello: SimulatedAppServer(process, path, on_hello),
-            peer_server=lambda settings, session: SimulatedPeerServer(process, settings, session),
+            peer_server=lambda settings, session, vouch: SimulatedPeerServer(process, settings, session, vouch),
             state_file=lambda path: SimulatedStateFile(host),
             process=replica_process(host),
             status_page=lambda pid, fd: SimulatedPage(host.processes[pid]),
@@ -247,6 +248,16 @@ class Cluster(Network):
         if isinstance(process, Application) and process in self.witness.alive.get(process.app, []):
             self.witness.alive[process.app].remove(process)
 
+    def _host_came(self, host: str) -> None:
+        if self.world.now - self._vanished.get(host, -1.0) < AT_ONCE_S:
+            del self._vanished[host]  # a manager may have heard of both together
+            if not self._most_vanished():
+                self._braking_until = 0.0
+
+    def _assigned(self, name: str, assignment: Assignment) -> None:
+        if assignment.leaving is not None and assignment.primary is not None:
+            self.asked.add((name, assignment.primary.incarnation))
+
     def _committed(self, events: list[Any]) -> None:
         names = []
         for event in events:
@@ -261,14 +272,9 @@ class Cluster(Network):
                         self._used.add((name.split("/")[1], _incarnation(name, event.kv.value)))
             elif name.startswith("hosts/"):
                 host = name.partition("/")[2]
-                if event.type:
-                    self._host_gone(host)
-                elif self.world.now - self._vanished.get(host, -1.0) < AT_ONCE_S:
-                    del self._vanished[host]  # a manager may have heard of both together
+                self._host_gone(host) if event.type else self._host_came(host)
             elif name.startswith("assignments/") and not event.type:
-                assignment = decode(Key(Kind.ASSIGNMENTS, (name.partition("/")[2],)), event.kv.value)
-                if assignment.leaving is not None and assignment.primary is not None:
-                    self.asked.add((name, assignment.primary.incarnation))
+                self._assigned(name, decode(Key(Kind.ASSIGNMENTS, (name.partition("/")[2],)), event.kv.value))
             elif name.startswith("failures/") and not event.type:
                 self._failed(decode(Key(Kind.FAILURES, tuple(name.split("/")[1:])), event.kv.value))
             elif name.startswith("leaders/superwatchdog/"):
@@ -278,12 +284,16 @@ class Cluster(Network):
     def _check_most(self, name: str) -> None:
         """Note since when most hosts that ran something are lost."""
         now, ttl_s = self.world.now, self.timing.lease_ttl_s
-        recent = {host for host, at in self._vanished.items() if now - at < 0.9 * ttl_s}
-        up = {names[0] for names in self.records(Kind.HOSTS)}
-        if len(recent) >= max(2, len(up | recent) // 2 + 1) and now > self._braking_until:
+        if self._most_vanished() and now > self._braking_until:
             self._braking_until, self._braked = now + 0.9 * ttl_s, {name}
         elif now <= self._braking_until:
             self._braked.add(name)
+
+    def _most_vanished(self) -> bool:
+        now, ttl_s = self.world.now, self.timing.lease_ttl_s
+        recent = {host for host, at in self._vanished.items() if now - at < 0.9 * ttl_s}
+        up = {names[0] for names in self.records(Kind.HOSTS)}
+        return len(recent) >= max(2, len(up | recent) // 2 + 1)
 
     def _failed(self, failure: Failure) -> None:
         """When most hosts have vanished at once, none of them may be taken for lost before another TTL."""
@@ -297,7 +307,7 @@ class Cluster(Network):
         incarnation = _incarnation(name, value)
         alive = [process for process in self.hosts[host].running("app") if isinstance(process, Application)]
         for process in alive:
-            if (process.app, process.incarnation) == (app, incarnation):
+            if (process.app, process.incarnation) == (app, incarnation) and app not in self.witness.failsafe:
                 self.complain(f"{process.name} lives although etcd has given it up")
 
     def _host_gone(self, name: str) -> None:
@@ -309,6 +319,8 @@ class Cluster(Network):
             self._vanished[name] = self.world.now
             self._check_most(name)
         for process in self.hosts[name].running("app"):
+            if isinstance(process, Application) and process.app in self.witness.failsafe:
+                continue  # that it leads alone is looked at elsewhere
             if not isinstance(process, Application) or process.incarnation is not None:
                 self.complain(f"{process.name} lives although the lease of its host has ended")
 

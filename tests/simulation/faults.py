@@ -9,11 +9,13 @@ from typing import TypeVar
 from attrs import evolve
 
 from etcdreplica.cli.move import Change
+from etcdreplica.cli.scale import rescale
 from etcdreplica.daemon.registry import register
 from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import EtcdReplicaError, RefusedError
 from etcdreplica.model import Ask, Drain, Pause, Registration, Request
 from etcdreplica.store import Delete, Exists, Key, Kind, Put, Store, Txn
+from etcdreplica.words import Style
 from tests.simulation.application import Application
 from tests.simulation.cluster import CLUSTER, ENDPOINTS, Cluster
 from tests.simulation.machine import Process
@@ -86,6 +88,7 @@ def introduce(cluster: Cluster, app: App) -> None:
             "stop_timeout_s": registration.stop_timeout_s,
             "hang_timeout_s": registration.hang_timeout_s,
             "failover": registration.failover,
+            "failsafe": registration.failsafe,
             "restarts_here": registration.restarts_here,
             "max_restarts": registration.max_restarts,
         }
@@ -181,6 +184,19 @@ def take_back(cluster: Cluster, *names: str) -> None:
     async def work(store: Store) -> None:
         await insist("start", lambda: store.commit(Txn((), tuple(Delete(Key(Kind.REQUESTS, (name,))) for name in names))))
 
+    cluster.do(work)
+
+
+def scale(cluster: Cluster, name: str, degree: int, style: Style) -> None:
+    """As `etcdreplica scale`."""
+
+    async def work(store: Store) -> None:
+        try:
+            await rescale(store, name, degree, style, timeout=None)
+        except EtcdReplicaError as error:
+            cluster.say(f"refused: {error}")
+
+    cluster.registrations[name] = evolve(cluster.registrations[name], degree=degree, style=style)
     cluster.do(work)
 
 
@@ -410,7 +426,8 @@ def _register_again(cluster: Cluster, fault: Fault) -> None:
     name = fault.target
     registration = cluster.registrations[name]
     if fault.how < 0.5:
-        registration = evolve(registration, degree=1 + (registration.degree % min(3, len(cluster.hosts))))
+        degree = 1 + registration.degree % min(3, len(cluster.hosts))
+        registration = evolve(registration, degree=degree, failsafe=registration.failsafe and degree > 1)
     key = Key(Kind.REGISTRATIONS, (name,))
 
     async def work(store: Store) -> None:
@@ -433,6 +450,11 @@ def _pause_all(cluster: Cluster, fault: Fault) -> Undo:
 
 def _change(ask: Ask) -> Callable[[Cluster, Fault], None]:
     return lambda cluster, fault: change_primary(cluster, fault.target, ask)
+
+
+def _scale(cluster: Cluster, fault: Fault) -> None:
+    degree = 1 + int(fault.how * min(3, len(cluster.hosts)))
+    scale(cluster, fault.target, degree, list(Style)[int(fault.how * 100) % len(Style)])
 
 
 def _stop_app(cluster: Cluster, fault: Fault) -> Undo:
@@ -499,6 +521,7 @@ _DO: dict[str, Callable[[Cluster, Fault], Undo | None]] = {
     "register again": _register_again,
     "pause": _pause,
     "pause all": _pause_all,
+    "scale": _scale,
     "switchover": _change(Ask.SWITCHOVER),
     "failover": _change(Ask.FAILOVER),
     "stop application": _stop_app,
