@@ -91,8 +91,7 @@ class Draft:
 
     def _may_lead(self, host: str) -> bool:
         """Whether a host may lead when no copy has the state: one that has the log, if the object has a durable one."""
-        members = self.app.members
-        has_log = not (self.registration.durable and members) or host in {member.host for member in members}
+        has_log = not (self.registration.durable and self.app.members) or host in {m.host for m in self.app.members}
         return has_log and self._may_follow(host)
 
     def _may_follow(self, host: str) -> bool:

@@ -162,6 +162,7 @@ class _Step(Draft):
     def _heir_of_drained(self, primary: Seat) -> Seat | None:
         """Who follows a primary on a drained host: nobody before all copies that are to stay are as good as the old ones."""
         if self._lasts(primary):
+            self.memory.heir_since = None
             return None
         lasting = [seat for seat in self.draft.backups if self._lasts(seat)]
         waits = len(lasting) < self.registration.degree and self._held(primary=False)

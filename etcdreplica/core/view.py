@@ -113,12 +113,11 @@ class AppView:
 
     @property
     def seated_on(self) -> frozenset[str]:
-        """The hosts on which it has a seat, or is to have one again, or whose return tells that a primary is dead."""
+        """The hosts on which it has a seat, or is to have one again."""
         if self.assignment is None:
             return frozenset()
         again = (self.assignment.again,) if self.assignment.again else ()
-        vouched = (self.vouchers.host,) if self.vouchers else ()
-        return frozenset((*(seat.host for seat in (*self.assignment.seats, *again)), *vouched))
+        return frozenset(seat.host for seat in (*self.assignment.seats, *again))
 
     @property
     def lacks_seat(self) -> bool:
@@ -175,7 +174,7 @@ class ClusterView:
         return loss if loss is not None and (app, seat.incarnation) in loss.seats else None
 
     def seated_on(self, host: str) -> set[str]:
-        """Return the applications that have a seat on a host."""
+        """Return the applications that have a seat on a host, or wait for it."""
         return set(self._seated.on(host))
 
     def offer(self) -> None:
@@ -290,7 +289,8 @@ class ClusterView:
 
     def _index(self, app: AppView) -> None:
         is_fast = app.registration is not None and app.registration.failover is Failover.FAST
-        self._seated.put(app.name, app.seated_on)
+        awaited = {app.vouchers.host} if app.vouchers else set()  # if that is back, a primary is known to be dead
+        self._seated.put(app.name, app.seated_on | awaited)
         self._fast.put(app.name, app.seated_on if is_fast else frozenset())
         moves = any(host in self.drains for host in app.seated_on)
         (self.seatless.add if moves or app.lacks_seat else self.seatless.discard)(app.name)

@@ -154,6 +154,15 @@ class ReplicaManager:
             if seat.incarnation in app.failures:
                 continue  # it has ended, and a pause keeps its seat: nothing may start it again
             yield Put(Key(Kind.PLACEMENTS, (seat.host, app.name)), new.placement(seat))
+        yield from self._forgets(app, plan, new)
+        for event in plan.events:
+            yield Put(Key(Kind.HISTORY, (app.name, str(event.failure.incarnation))), event)
+        kept = max(0, HISTORY_KEPT - len(plan.events)) if new else 0
+        for incarnation in sorted(app.history, reverse=True)[kept:]:
+            yield Delete(Key(Kind.HISTORY, (app.name, str(incarnation))))
+
+    def _forgets(self, app: AppView, plan: Plan, new: Assignment | None) -> Iterable[Delete]:
+        """Delete what has been dealt with, or without a new assignment all there is."""
         for host in app.successions:
             yield Delete(Key(Kind.SUCCESSIONS, (host, app.name)))
         for incarnation in plan.consumed if new else app.failures:
@@ -162,12 +171,10 @@ class ReplicaManager:
             yield from (Delete(Key(kind, (app.name,))) for kind in (Kind.CHECKPOINTS, Kind.IN_SYNC))
         if app.vouchers is not None and (new is None or in_doubt(app, self._view) is None):
             yield Delete(Key(Kind.VOUCHERS, (app.name,)))  # that primary is dead
-        yield from _answers(app, plan)
-        for event in plan.events:
-            yield Put(Key(Kind.HISTORY, (app.name, str(event.failure.incarnation))), event)
-        kept = max(0, HISTORY_KEPT - len(plan.events)) if new else 0
-        for incarnation in sorted(app.history, reverse=True)[kept:]:
-            yield Delete(Key(Kind.HISTORY, (app.name, str(incarnation))))
+        if new is None and app.pause:
+            yield Delete(Key(Kind.PAUSES, ("app", app.name)))
+        if app.request and (new is None or plan.answered):
+            yield Delete(Key(Kind.REQUESTS, (app.name,)))
 
     async def _write(self, app: AppView, before: Assignment | None, txn: Txn) -> None:
         """Write what the view expects already; `before` is what it takes back if that fails."""
@@ -187,11 +194,3 @@ class ReplicaManager:
             await asyncio.sleep(RETRY_S)  # by then the view has seen what was in the way, or the lease is lost
         self._writing.discard(app.name)
         self.touch((app.name,))
-
-
-def _answers(app: AppView, plan: Plan) -> Iterator[Operation]:
-    """Take away what people have asked for and is done, or is about an application that is no more."""
-    if plan.assignment is None and app.pause:
-        yield Delete(Key(Kind.PAUSES, ("app", app.name)))
-    if app.request and (plan.assignment is None or plan.answered):
-        yield Delete(Key(Kind.REQUESTS, (app.name,)))

@@ -17,7 +17,7 @@ from etcdreplica.daemon.manager import Manager
 from etcdreplica.daemon.node import Node
 from etcdreplica.daemon.settings import NodeSettings
 from etcdreplica.errors import EtcdReplicaError
-from etcdreplica.model import Assignment, Failure, FailureKind, Program, Registration
+from etcdreplica.model import Failure, FailureKind, Program, Registration
 from etcdreplica.store import EtcdOptions, Key, Kind, Store
 from etcdreplica.store.keys import decode
 from etcdreplica.testing.simulated_etcd import Link, SimulatedEtcd
@@ -248,16 +248,6 @@ class Cluster(Network):
         if isinstance(process, Application) and process in self.witness.alive.get(process.app, []):
             self.witness.alive[process.app].remove(process)
 
-    def _host_came(self, host: str) -> None:
-        if self.world.now - self._vanished.get(host, -1.0) < AT_ONCE_S:
-            del self._vanished[host]  # a manager may have heard of both together
-            if not self._most_vanished():
-                self._braking_until = 0.0
-
-    def _assigned(self, name: str, assignment: Assignment) -> None:
-        if assignment.leaving is not None and assignment.primary is not None:
-            self.asked.add((name, assignment.primary.incarnation))
-
     def _committed(self, events: list[Any]) -> None:
         names = []
         for event in events:
@@ -272,14 +262,26 @@ class Cluster(Network):
                         self._used.add((name.split("/")[1], _incarnation(name, event.kv.value)))
             elif name.startswith("hosts/"):
                 host = name.partition("/")[2]
-                self._host_gone(host) if event.type else self._host_came(host)
+                if event.type:
+                    self._host_gone(host)
+                else:
+                    self._host_back(host)
             elif name.startswith("assignments/") and not event.type:
-                self._assigned(name, decode(Key(Kind.ASSIGNMENTS, (name.partition("/")[2],)), event.kv.value))
+                assignment = decode(Key(Kind.ASSIGNMENTS, (name.partition("/")[2],)), event.kv.value)
+                if assignment.leaving is not None and assignment.primary is not None:
+                    self.asked.add((name, assignment.primary.incarnation))
             elif name.startswith("failures/") and not event.type:
                 self._failed(decode(Key(Kind.FAILURES, tuple(name.split("/")[1:])), event.kv.value))
             elif name.startswith("leaders/superwatchdog/"):
                 self._led_since = self.world.now
         self.say(f"etcd {self.etcd.store.revision}: {' '.join(names)}")
+
+    def _host_back(self, host: str) -> None:
+        """If it was away for a moment only, a manager may have heard of both together."""
+        if self.world.now - self._vanished.get(host, -1.0) < AT_ONCE_S:
+            del self._vanished[host]
+            if not self._most_vanished():
+                self._braking_until = 0.0
 
     def _check_most(self, name: str) -> None:
         """Note since when most hosts that ran something are lost."""

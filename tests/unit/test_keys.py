@@ -119,7 +119,7 @@ FULL: dict[Kind, Any] = {
         born=2**61,
         leaving=Leaving("switchover", "b", at_once=True),
     ),
-    Kind.PLACEMENTS: Placement(Role.PRIMARY, 5, 7, 1, "b", ("b", "c"), 4, leaving=Leaving("switchover", "b"), degree=3),
+    Kind.PLACEMENTS: Placement(Role.PRIMARY, 5, 7, 1, "b", ("b", "c"), 4, True, Leaving("switchover", "b"), 3),
     Kind.SUCCESSIONS: Succession(6, 7, InSync(5, 7, (Member("a", 7), Member("b", 8))), 99),
     Kind.REPLICAS: Replica(7, 5, Role.PRIMARY, ReplicaState.RUNNING, 42, "tcp:1", "b", 1.0, 2.0, 3.0, 4.0, "10.0.0.1:7003"),
     Kind.FAILURES: FAILURE,
