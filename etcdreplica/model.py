@@ -408,6 +408,18 @@ class Replica:
     serves: str | None = None  # HOST:PORT where this copy of a replicated object answers clients and the other copies
     style: Style | None = None  # under which it was begun
     hooks: tuple[str, ...] = ()  # of a plain program: what its last hooks came to, with their output
+    body_wall: float = 0.0  # as `body_at`
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """How it became primary, in seconds: `told_s` from being called, `body_s` from then; and when, `body_wall`."""
+        called, told, body = self.decided_at, self.promoted_at, self.body_at
+        if called is None or told is None:
+            return {}
+        found = {"told_s": round(told - called, 6)}
+        if body is not None and body >= told:  # under style hot it ran before
+            found |= {"body_s": round(body - told, 6), "body_wall": self.body_wall}
+        return found
 
 
 @frozen
@@ -425,6 +437,7 @@ class Failure:
     detected_at: float = 0.0
     wall: float = 0.0
     evidence: str = ""  # of a hang: the stacks and what the kernel said of its threads
+    phases: Mapping[str, float] = Factory(dict)  # how it had become primary, as in `Replica.phases`
 
 
 @frozen(order=True)

@@ -319,7 +319,8 @@ class Run:
             body_at = min(now, float(message["at"]))
             self._started_at = body_at
             if self._publisher.replica.state in (ReplicaState.STARTING, ReplicaState.READY):
-                self._publisher.show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
+                pid, wall = self._connection and self._connection.pid, time.time() - (now - body_at)
+                self._publisher.show(state=ReplicaState.RUNNING, body_at=body_at, body_wall=wall, pid=pid)
                 self._ask_probes()
         elif kind == "page":
             assert self._connection is not None
@@ -521,10 +522,10 @@ class Run:
     async def _start_program(self, registration: Registration) -> ReplicaProcess | None:
         """Start it when it is its turn; None if it is not wanted any more by then."""
         starts = self._context.starts
-        turn = asyncio.create_task(starts.turn())
-        await first(turn, self._stop.wait(), self._hold.ended())
-        if not turn.done() or turn.cancelled() or self._stop.is_set() or self._hold.left <= 0:
-            turn.add_done_callback(lambda task: None if task.cancelled() else starts.over())
+        if not await starts.take(self._stop.wait(), self._hold.ended()):
+            return None
+        if self._stop.is_set() or self._hold.left <= 0:
+            starts.over()
             return None
         self._spawning = asyncio.create_task(self._spawn(registration))
         try:
@@ -570,6 +571,8 @@ class Run:
             self._evidence = await self._vitals.evidence(process.pid)
             return FailureKind.HANG, self._vitals.hung
         if self._stop.is_set():
+            if self.placement.leaving is not None:
+                await self._take_turn(process)
             await self._end_gently(registration, process)
         return self._why()
 
@@ -582,6 +585,12 @@ class Run:
     def _may_begin(self) -> bool:
         """Whether a process may be started for it."""
         return self.process is None and self._publisher.claimed.is_set() and not self._is_over and self._hold.left > 0
+
+    async def _take_turn(self, process: ReplicaProcess) -> None:
+        """Wait to hand over until it is its turn. Until then it goes on."""
+        turns = self._context.handovers
+        if await turns.take(process.exited, self._hold.ended(), self._at_once.wait()):
+            turns.over_with(process.exited)
 
     def _why(self, reason: str = "") -> tuple[FailureKind, str]:
         if self._given_up:
@@ -696,6 +705,7 @@ class Run:
             detected_at=now,
             wall=time.time(),
             evidence=self._evidence or "\n".join(self._publisher.replica.hooks),
+            phases=self._publisher.replica.phases,
         )
         if kind is FailureKind.DONE:
             placement = evolve(placement, successor=None)

@@ -33,9 +33,17 @@ from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.registry import await_primary, register, unregister
 from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
-from etcdreplica.daemon.starts import Starts
+from etcdreplica.daemon.turns import HANDOVER_S, HANDOVERS, START_S, STARTS, Turns
 from etcdreplica.daemon.waiting import insist
-from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError, UsageError
+from etcdreplica.errors import (
+    ConfigurationError,
+    HostNameTakenError,
+    ProtocolError,
+    RefusedError,
+    StoreDeniedError,
+    StoreError,
+    UsageError,
+)
 from etcdreplica.model import Host, Placement, Registration, Succession
 from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
 from etcdreplica.words import Role, check_seconds
@@ -89,7 +97,7 @@ class WatchDog:
             timing = self.settings.timing
             self.guard.backstop(timing.kernel_margin_s - timing.guardian_margin_s)
             await self._end_predecessor()
-            await self._peers.start()
+            await self._start_peers()
             lease = await self._resume_session()
             await self._server.start()
             while True:
@@ -102,6 +110,14 @@ class WatchDog:
             await self._peers.stop()
             await self._server.close()
             self._state.unlock()
+
+    async def _start_peers(self) -> None:
+        try:
+            await self._peers.start()
+        except ConfigurationError as error:
+            if SESSION not in self.guard.wards:
+                raise
+            log.error("%s; until that is put right, and this node sent SIGHUP, other hosts cannot ask this one", error)
 
     async def _tick(self) -> None:
         """Look for signs of life, in time that stands still while this process does."""
@@ -360,7 +376,8 @@ class WatchDog:
             self._store,
             self.clock,
             self.guard,
-            Starts(),
+            Turns(STARTS, START_S),
+            Turns(HANDOVERS, HANDOVER_S),
             self._state,
             self._copies,
             self._machine,

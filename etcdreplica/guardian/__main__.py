@@ -5,7 +5,7 @@ every ward there is, then `ready`. It sends: keep (remember this), spawn, watch 
 (new deadlines), backstop, release (forget the process, and the ward if no memo is given). It is told: spawned, refused, exited.
 
 SIGTERM and SIGINT end the WatchDog in order, and the guardian after it. SIGHUP replaces the WatchDog by a new one, as after
-an upgrade: nothing it watches notices.
+an upgrade or a change of its configuration: nothing it watches notices.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class Guardian:
             continue  # what it said last counts
         self._hang_up()
         mark, self._watchdog = self._watchdog.mark, Ward(WATCHDOG)
-        if code in FINAL_CODES.values() or self._ending:
+        in_order = code in FINAL_CODES.values() and SESSION not in self._wards  # else what it watched needs another one
+        if in_order or self._ending:
             self._code = next((meant for meant, told in FINAL_CODES.items() if told == code), max(0, code))
             return
         self._short_lives = 0 if now - self._began_at > STEADY_S else self._short_lives + 1

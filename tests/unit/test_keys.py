@@ -36,6 +36,7 @@ from etcdreplica.model import (
     Seat,
     Server,
     Succession,
+    Vouchers,
 )
 from etcdreplica.store.keys import RECORDS, Corrupt, Key, Keyspace, Kind, decode, encode
 from etcdreplica.words import Failover, Keep, Role, Style
@@ -65,6 +66,7 @@ LEAST: dict[Kind, Any] = {
     Kind.REGISTRATIONS: Registration("shop", Style.COLD, 1, Program((), "")),
     Kind.ASSIGNMENTS: Assignment(1, 1, 1, AssignmentState.PENDING),
     Kind.PLACEMENTS: Placement(Role.BACKUP, 5, 7, 1),
+    Kind.VOUCHERS: Vouchers(5, 7, "a", 3, ("b", "c")),
     Kind.SUCCESSIONS: Succession(6, 7),
     Kind.REPLICAS: Replica(7, 5, Role.BACKUP, ReplicaState.STARTING),
     Kind.FAILURES: Failure("a", 7, 5, Role.BACKUP, FailureKind.HOST, "", "b"),
@@ -119,7 +121,7 @@ FULL: dict[Kind, Any] = {
         born=2**61,
         leaving=Leaving("switchover", "b", at_once=True),
     ),
-    Kind.PLACEMENTS: Placement(Role.PRIMARY, 5, 7, 1, "b", ("b", "c"), 4, "a", True, Leaving("switchover", "b")),
+    Kind.PLACEMENTS: Placement(Role.PRIMARY, 5, 7, 1, "b", ("b", "c"), 4, "a", True, Leaving("switchover", "b"), 3),
     Kind.SUCCESSIONS: Succession(6, 7, InSync(5, 7, (Member("a", 7), Member("b", 8))), 99),
     Kind.REPLICAS: Replica(7, 5, Role.PRIMARY, ReplicaState.RUNNING, 42, "tcp:1", "b", 1.0, 2.0, 3.0, 4.0, "10.0.0.1:7003"),
     Kind.FAILURES: FAILURE,
