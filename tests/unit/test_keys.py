@@ -58,6 +58,7 @@ NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.DRAINS: ("a",),
     Kind.CHECKPOINTS: ("shop",),
     Kind.IN_SYNC: ("shop",),
+    Kind.VOUCHERS: ("shop",),
     Kind.ORIGIN: ("shop",),
     Kind.SERVERS: ("a",),
 }
@@ -77,6 +78,7 @@ LEAST: dict[Kind, Any] = {
     Kind.DRAINS: Drain("ann"),
     Kind.CHECKPOINTS: Checkpoint(5, 1, "", 0, ()),
     Kind.IN_SYNC: InSync(5, 7, ()),
+    Kind.VOUCHERS: Vouchers(5, 7, "a", 3, ()),
     Kind.ORIGIN: Origin("1f"),
     Kind.SERVERS: Server("10.0.0.1:7002", 1),
 }
