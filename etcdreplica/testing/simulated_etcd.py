@@ -3,11 +3,11 @@
 `SimulatedEtcd.channel` returns what `grpc.aio.insecure_channel` would, as far as `store.channel` uses it, so that the retries,
 streams and timeouts of the store are the real ones. Every chance comes from one `Random`.
 
-What can go wrong here: a member is down (connections are refused), or frozen (silent; all it was sent is answered later), and if
-it led, the others have no leader until they elect one, and never answer the renewals that they have passed on to it; the
+What can go wrong here: a member is down (connections are refused), or frozen (silent; all it was sent is answered later), and
+if it led, the others have no leader until they elect one, and never answer the renewals that they have passed on to it; the
 cluster has no leader (calls wait, fail, or happen although they failed; all leases begin anew with the next leader); an answer
-is lost; a watch is compacted, broken, or falls silent; a link is cut in one direction or both, and what was under way may
-come through when it is whole again, even after the caller has given up.
+is lost; a watch is compacted, broken, or falls silent; a link is cut in one direction or both, and what was under way may come
+through when it is whole again, even after the caller has given up.
 """
 
 from __future__ import annotations
