@@ -75,6 +75,7 @@ class Cluster(Network):
         super().__init__(world)
         self.random = Random(f"{seed}/network")
         self.etcd = SimulatedEtcd(world, self.random, ENDPOINTS)
+        self.etcd.election_s = min(1.0, 0.2 * timing.lease_ttl_s)  # as docs/etcd-outage.md asks for with the shortest TTL
         self.timing = timing
         self.events: list[tuple[float, str]] = []
         self.witness = Witness()

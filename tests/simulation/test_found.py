@@ -14,7 +14,9 @@ from etcdreplica.daemon.guard import Guard
 from etcdreplica.daemon.publisher import Publisher
 from etcdreplica.model import Program, Registration, ReplicaState
 from etcdreplica.store import Kind
-from etcdreplica.testing.simulated_loop import World, simulated_world
+from etcdreplica.store.channel import EtcdChannel, _refused
+from etcdreplica.store.origin import OriginCheck
+from etcdreplica.testing.simulated_loop import simulated_world
 from etcdreplica.words import Style
 from tests.simulation.application import Application
 from tests.simulation.cluster import ENDPOINTS, Cluster
@@ -27,15 +29,17 @@ Step = tuple[float, Callable[[Cluster], object]]
 APP = "shop"
 
 
-def play(steps: Sequence[Step], until: float, look: Callable[[Cluster], object], **registration: object) -> object:
+def play(
+    steps: Sequence[Step], until: float, look: Callable[[Cluster], object], timing: Timing | None = None, **registration: object
+) -> object:
     """Run three hosts with one warm application of two copies, and return what is seen in the end."""
     with seeded(1), simulated_world() as world:
-        return _play(world, steps, until, look, registration)
+        return _play(Cluster(world, 1, 3, timing or Timing()), steps, until, look, registration)
 
 
-def _play(world: World, steps: Sequence[Step], until: float, look: Callable[[Cluster], object], more: object) -> object:
+def _play(cluster: Cluster, steps: Sequence[Step], until: float, look: Callable[[Cluster], object], more: object) -> object:
     assert isinstance(more, dict)
-    cluster = Cluster(world, 1, 3, Timing())
+    world = cluster.world
     registration = cluster.register(Registration(APP, Style.WARM, 2, Program((), "/"), max_restarts=0, **more))
     world.at(2.0, enrol, cluster, registration)
     for at, step in steps:
@@ -216,3 +220,27 @@ def test_a_promotion_that_comes_too_late(late_s: float) -> None:
         (20.4, fault("kill primary", APP)),
     ]
     assert play(steps, 40.0, lambda cluster: primary(cluster).is_alive)
+def test_a_leader_of_etcd_falls_silent() -> None:
+    """Who had a renewal passed on to it asks all members, not one after the other, and so finds a new leader in time."""
+    timing = Timing(timeout_s=2.0)
+
+    def failures(cluster: Cluster) -> int:
+        return len(cluster.records(Kind.HISTORY))
+
+    def failed(at: float) -> object:
+        steps: list[Step] = [(at, fault("etcd member stops", lasts=10.0, how=0.34))]
+        return play(steps, 35.0, failures, timing=timing)
+
+    moments = [20 + begun / 3 for begun in range(5)]
+    assert not any(failed(at) for at in moments)
+
+    async def search(self: EtcdChannel, check: OriginCheck, metadata: object) -> None:
+        used = self._connection()
+        error = _refused(check, await self._ask(check, used, metadata, 0.0))
+        if error is not None:
+            self._retire(used)
+            self._open, self._index = None, (self._index + 1) % len(self.options.endpoints)
+            raise error
+
+    with patch.object(EtcdChannel, "_search", search):
+        assert any(failed(at) for at in moments)
