@@ -15,7 +15,7 @@ from etcdreplica.daemon.publisher import Publisher
 from etcdreplica.model import Program, Registration, ReplicaState
 from etcdreplica.store import Kind
 from etcdreplica.testing.simulated_loop import World, simulated_world
-from etcdreplica.words import Style
+from etcdreplica.words import Failover, Style
 from tests.simulation.application import Application
 from tests.simulation.cluster import ENDPOINTS, Cluster
 from tests.simulation.faults import enrol, inject, remove
@@ -216,3 +216,15 @@ def test_a_promotion_that_comes_too_late(late_s: float) -> None:
         (20.4, fault("kill primary", APP)),
     ]
     assert play(steps, 40.0, lambda cluster: primary(cluster).is_alive)
+
+
+def test_a_host_that_is_frozen_as_it_is_called() -> None:
+    """With failover="fast" it may begin after its successor, but only with its own, older epoch; that is no failure."""
+    registration = Registration(
+        "app-0", Style.WARM, 3, Program((), "/"), stop_timeout_s=0.1, failover=Failover.FAST, max_restarts=0
+    )
+    faults = (Fault(43.183, "kill primary", "app-0", how=0.347), Fault(43.183, "stop host", "host-b", 1.427, 0.295))
+    result = run(Scenario(1009689, 5, "safe", calm=False, apps=(App(registration),), faults=faults))
+    assert not result.violations
+    epochs = [what.rpartition(" ")[2] for _, what in result.events if what.startswith("PRIMARY")]
+    assert epochs == ["15", "17", "16"]
