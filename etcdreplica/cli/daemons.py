@@ -38,8 +38,8 @@ def node_command(no_manager: bool, no_checkpoints: bool, verbose: bool, **option
       etcdreplica node --etcd 10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379
       etcdreplica node --host db-1 --label zone=a --capacity 20
     """
-    settings = node_settings(**options)
     _be_guarded()
+    settings = node_settings(**options)
     from etcdreplica.daemon.guard import Guard
     from etcdreplica.daemon.node import Node
     from etcdreplica.daemon.service import serve
@@ -67,8 +67,8 @@ def watchdog_command(verbose: bool, **options: Any) -> None:
     Example:
       etcdreplica watchdog --host db-1 --etcd 10.0.0.1:2379
     """
-    settings = node_settings(**options)
     _be_guarded()
+    settings = node_settings(**options)
     from etcdreplica.daemon.guard import Guard
     from etcdreplica.daemon.service import serve
     from etcdreplica.daemon.watchdog import WatchDog
@@ -181,7 +181,10 @@ def _without_port(arguments: list[str]) -> Iterator[str]:
 
 
 def _be_guarded() -> None:
-    """Become the guardian of this host, which runs this very command again as its WatchDog; then, go on."""
+    """Become the guardian of this host, which runs this very command again as its WatchDog; then, go on.
+
+    The guardian needs nothing of what the WatchDog loads, and ends with it when the WatchDog finds the command line wrong.
+    """
     if GUARDIAN_ENV not in os.environ:
         guardian = (sys.executable, "-m", "etcdreplica.guardian", *_THIS, *sys.argv[1:])
         os.execv(guardian[0], guardian)  # noqa: S606
