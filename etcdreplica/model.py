@@ -51,6 +51,7 @@ class AssignmentState(enum.StrEnum):
     ACTIVE = "active"
     BACKING_OFF = "backing-off"  # failed too often too soon; the next start waits
     FAILED = "failed"  # failed too often in its window: parked until `etcdreplica resume`
+    STOPPED = "stopped"  # a person wants it so, until `etcdreplica resume`
     COMPLETED = "completed"
     REMOVING = "removing"
 
@@ -216,6 +217,49 @@ class Host:
     peer: str = ""  # HOST:PORT where its WatchDog answers other hosts
 
 
+class Ask(enum.StrEnum):
+    """What people ask for with one application."""
+
+    SWITCHOVER = "switchover"  # that its primary ends in order and another one follows
+    FAILOVER = "failover"  # the same, but that it is killed
+    STOP = "stop"  # that none of its copies runs, for as long as the request stands
+
+
+@frozen
+class Request:
+    """What a person asks for. A change of primary stands under a lease, and ends with it if nobody has begun it by then.
+
+    `primary` is the incarnation that is to hand over: once another one is primary, there is nothing left to do.
+    """
+
+    ask: Ask
+    by: str
+    primary: int = 0
+    to: str | None = None
+    wall: float = 0.0
+
+
+@frozen
+class Drain:
+    """While it stands, the host gets no new seat, and those that it has move elsewhere."""
+
+    by: str
+    reason: str = ""
+    wall: float = 0.0
+
+
+@frozen
+class Leaving:
+    """That the primary is to end, and why. It cannot be called back, so this stands until another one is primary.
+
+    `to`: who is to follow, if that one still can. `at_once`: it is killed and not asked.
+    """
+
+    reason: str
+    to: str | None = None
+    at_once: bool = False
+
+
 @frozen
 class Seat:
     """A place for one replica. A host runs an incarnation at most once; `session` is the host's stay it was given to.
@@ -255,6 +299,8 @@ class Assignment:
     again: Seat | None = None  # a primary that failed, and is to be started again on its host after the wait
     born: int = 0  # below every epoch of this application since it was registered; what is older belongs to another one
     in_doubt: bool = False  # the primary before this one may still run, vouched for by the host of this one
+    leaving: Leaving | None = None  # while its primary is to hand over
+    degree: int = 0  # as in the registration
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -273,6 +319,8 @@ class Assignment:
             peers=tuple(other.host for other in self.seats if other != seat),
             born=self.born,
             in_doubt=primary and self.in_doubt,
+            leaving=self.leaving if primary else None,
+            degree=self.degree,
         )
 
 
@@ -288,6 +336,8 @@ class Placement:
     peers: tuple[str, ...] = ()  # the hosts of the other seats, which hold the same checkpoints
     born: int = 0  # as in the assignment
     in_doubt: bool = False  # as in the assignment
+    leaving: Leaving | None = None  # this primary is to hand over
+    degree: int = 0  # as in the registration: on so many hosts checkpoints are to be
 
     def promoted(self) -> Placement:
         """Return what this becomes when its host succeeds a dead primary."""
@@ -310,6 +360,7 @@ class Replica:
     body_at: float | None = None  # when the body began to run as primary
     progress_at: float | None = None  # last heartbeat of the body
     serves: str | None = None  # HOST:PORT where this copy of a replicated object answers clients and the other copies
+    style: Style | None = None  # under which it was begun
 
 
 @frozen

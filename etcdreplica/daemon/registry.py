@@ -25,6 +25,11 @@ async def register(store: Store, registration: Registration, here: str) -> int:
             f"{name} is parked ({assignment.reason}): 'etcdreplica resume {name}' has its hosts start it again, 'etcdreplica "
             f"remove {name}' makes room for another registration"
         )
+    if existing and assignment and assignment.state is AssignmentState.STOPPED:
+        raise RefusedError(
+            f"{name} is registered and was {assignment.reason}: 'etcdreplica resume {name}' has its hosts start it again, "
+            f"'etcdreplica remove {name}' makes room for another registration"
+        )
     if existing and (assignment is None or assignment.state is not AssignmentState.COMPLETED):
         raise RefusedError(_duplicate(registration, existing.value, assignment))
     result = await store.commit(Txn((Unchanged(key, existing.mod_revision if existing else 0),), (Put(key, registration),)))
