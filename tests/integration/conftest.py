@@ -18,7 +18,7 @@ from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster, find_etcd
 from etcdreplica.testing.journal import written_lines
 from etcdreplica.testing.processes import halt
-from tests.integration.stage import Stage
+from tests.integration.stage import NO_CHECKPOINTS, Stage
 
 WORKER = Path(__file__).parent / "apps" / "worker.py"
 PATIENCE_S = 60.0  # after which something counts as never happening
@@ -100,7 +100,7 @@ def repair(cluster: LocalCluster) -> None:
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[LocalCluster]:
     """Three hosts with a TTL of 2 s, on an etcd of their own: some tests stop it."""
-    with LocalCluster(3) as cluster:
+    with LocalCluster(3, node_arguments=NO_CHECKPOINTS) as cluster:
         yield cluster
 
 

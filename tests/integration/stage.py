@@ -20,6 +20,7 @@ from etcdreplica.testing.witness import Witness
 
 CLAIMANT = Path(__file__).parent / "apps" / "claimant.py"
 PATIENCE_S = 60.0
+NO_CHECKPOINTS = dict.fromkeys(("host-a", "host-b", "host-c"), ("--no-checkpoints",))  # arguments of nodes that need none
 _numbers = itertools.count()
 
 
@@ -77,10 +78,10 @@ class Stage:
         self.stopped: list[int] = []
         self._hit: set[str] = set()
 
-    def start(self, *arguments: str, spawned: bool = True) -> None:
-        """Start it; with `spawned`, make its primary one that a guardian has started."""
+    def start(self, *arguments: str, spawned: bool = True, host: str | None = None) -> None:
+        """Start it, on a host if that matters; with `spawned`, make its primary one that a guardian has started."""
         words = ("--name", self.app, "--claims", str(self.witness.path), "--hold-gil", str(self.gil))
-        self.cluster.start(CLAIMANT, *words, *arguments)
+        self.cluster.start(CLAIMANT, *words, *arguments, host=host)
         epoch = self.cluster.wait_ready(self.app)
         if spawned:
             self.cluster.kill_replica(self.app)

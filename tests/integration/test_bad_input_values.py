@@ -30,6 +30,7 @@ from tests.integration.apps_cli.cli_harness import (
     unique,
 )
 from tests.integration.conftest import LASTING_TTL_S
+from tests.integration.stage import NO_CHECKPOINTS
 
 pytestmark = pytest.mark.integration
 
@@ -40,7 +41,8 @@ BYSTANDER = "bystander"
 @pytest.fixture(scope="module")
 def cluster(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Three hosts with an application that nothing here is about."""
-    with LocalCluster(3, etcd=etcd_server, cluster=unique("values"), lease_ttl_s=LASTING_TTL_S) as running:
+    name = unique("values")
+    with LocalCluster(3, etcd=etcd_server, cluster=name, lease_ttl_s=LASTING_TTL_S, node_arguments=NO_CHECKPOINTS) as running:
         start_steady(running, BYSTANDER)
         yield running
 
@@ -108,33 +110,33 @@ def test_a_corrupt_placement(cluster: LocalCluster, victim: str) -> None:
     fails_over(cluster, victim)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"degree": 0},
-        {"degree": "two"},
-        {"style": "lukewarm"},
-        {"name": "../../x"},
-        {"program": None},
-        {"hosts": ["a/b"]},
-        {"stop_timeout_s": -1},
-        {"overrides": {"host-b": 5}},
-    ],
-    ids=str,
+CHANGES: tuple[dict[str, object], ...] = (
+    {"degree": 0},
+    {"degree": "two"},
+    {"style": "lukewarm"},
+    {"name": "../../x"},
+    {"program": None},
+    {"hosts": ["a/b"]},
+    {"stop_timeout_s": -1},
+    {"overrides": {"host-b": 5}},
 )
-def test_json_that_is_no_registration(cluster: LocalCluster, change: dict[str, object]) -> None:
+
+
+def test_json_that_is_no_registration(cluster: LocalCluster) -> None:
     """Well-formed JSON that breaks a rule of the record is as corrupt as garbage."""
-    name = unique("rules")
-    registration = {"name": name, "style": "warm", "degree": 2, "program": {"argv": ["/bin/true"], "cwd": "/"}}
-    key = f"registrations/{name}"
-    put_raw(cluster, key, json.dumps({**registration, **change}).encode())
+    spoilt = {unique("rules"): change for change in CHANGES}
+    for name, change in spoilt.items():
+        registration = {"name": name, "style": "warm", "degree": 2, "program": {"argv": ["/bin/true"], "cwd": "/"}}
+        put_raw(cluster, f"registrations/{name}", json.dumps({**registration, **change}).encode())
     try:
-        (shown,) = read_json(cluster, "status", name)["applications"]
-        assert shown["state"] == "corrupt"
-        assert key in shown["corrupt"][0]
+        shown = {app["name"]: app for app in read_json(cluster, "status")["applications"]}
+        for name, change in spoilt.items():
+            assert shown[name]["state"] == "corrupt", change
+            assert f"registrations/{name}" in shown[name]["corrupt"][0], change
     finally:
-        delete_raw(cluster, key)
-    eventually(lambda: keys_of(cluster, name) == [], "its keys to go")
+        for name in spoilt:
+            delete_raw(cluster, f"registrations/{name}")
+    eventually(lambda: not any(set(key.split("/")) & set(spoilt) for key in raw_keys(cluster)), "their keys to go")
 
 
 def test_a_corrupt_registration_can_be_removed(cluster: LocalCluster, victim: str) -> None:
@@ -179,28 +181,26 @@ def test_other_corrupt_values_harm_nobody(cluster: LocalCluster, victim: str, ke
     fails_over(cluster, BYSTANDER)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "frobnications/x",
-        "registrations/{victim}/deeper",
-        "assignments/{victim}/deeper/still",
-        "hosts/host-a/deeper",
-        "placements/host-a",
-        "placements/host-a/",
-        "placements/host-a/{victim}/deeper",
-        "successions/host-a",
-        "replicas/{victim}",
-        "replicas/{victim}/host-a/deeper",
-        "failures/{victim}",
-        "failures/{victim}/x",
-        "history/{victim}/x",
-        "leaders/manager",
-    ],
+NO_KEYS = (
+    "frobnications/x",
+    "registrations/{victim}/deeper",
+    "assignments/{victim}/deeper/still",
+    "hosts/host-a/deeper",
+    "placements/host-a",
+    "placements/host-a/",
+    "placements/host-a/{victim}/deeper",
+    "successions/host-a",
+    "replicas/{victim}",
+    "replicas/{victim}/host-a/deeper",
+    "failures/{victim}",
+    "failures/{victim}/x",
+    "history/{victim}/x",
+    "leaders/manager",
 )
-def test_keys_that_are_none(cluster: LocalCluster, victim: str, key: str) -> None:
+
+
+def test_keys_that_are_none(cluster: LocalCluster, victim: str) -> None:
     """With a good value of their kind under them, they are passed over by commands and daemons."""
-    bad = key.format(victim=victim)
     like = {
         "registrations": f"registrations/{victim}",
         "assignments": f"assignments/{victim}",
@@ -214,16 +214,18 @@ def test_keys_that_are_none(cluster: LocalCluster, victim: str, key: str) -> Non
         "history": {"failure": FAILURE, "epoch": 1, "primary": None, "action": "x", "wall": 1.0},
         "leaders": {"host": "host-z", "pid": 1},
     }
-    kind = bad.partition("/")[0]
-    value = raw_keys(cluster)[like[kind]] if kind in like else json.dumps(values.get(kind, {})).encode()
-    put_raw(cluster, bad, value)
+    good = raw_keys(cluster)
+    bad = [key.format(victim=victim) for key in NO_KEYS]
+    for key in bad:
+        kind = key.partition("/")[0]
+        put_raw(cluster, key, good[like[kind]] if kind in like else json.dumps(values.get(kind, {})).encode())
     try:
         done = cli("status", *cluster.connection)
-        epoch = cluster.wait_ready(BYSTANDER)
-        cluster.kill_replica(BYSTANDER)
-        cluster.wait_ready(BYSTANDER, after_epoch=epoch)
+        fails_over(cluster, BYSTANDER)
+        fails_over(cluster, victim)
     finally:
-        delete_raw(cluster, bad)
+        for key in bad:
+            delete_raw(cluster, key)
     assert done.returncode == 0, done.stderr
     fails_over(cluster, victim)
 
@@ -241,7 +243,8 @@ FAILURE = {
 
 def test_a_corrupt_leader_stops_no_election(etcd_server: EmbeddedEtcd) -> None:
     """Garbage older than every other candidate's key must not lead."""
-    with LocalCluster(2, etcd=etcd_server, cluster=unique("leaders"), lease_ttl_s=LASTING_TTL_S) as small:
+    name = unique("leaders")
+    with LocalCluster(2, etcd=etcd_server, cluster=name, lease_ttl_s=LASTING_TTL_S, node_arguments=NO_CHECKPOINTS) as small:
         put_raw(small, "leaders/manager/garbage", GARBAGE)
         for host in ("host-a", "host-b"):  # so that no candidate is older
             small.hosts[host].stop()

@@ -13,7 +13,7 @@ import pytest
 from etcdreplica.core.timing import preset
 from etcdreplica.model import FailureKind
 from etcdreplica.testing import LocalCluster
-from tests.integration.stage import Stage, WallClock, urgent
+from tests.integration.stage import NO_CHECKPOINTS, Stage, WallClock, urgent
 
 pytestmark = pytest.mark.integration
 DAY_S = 86400.0
@@ -24,7 +24,7 @@ ALL_LEASES_S = TTL_S + 1.5  # by then every lease has ended that nobody has rene
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[LocalCluster]:
     """Three hosts with the default TTL, on an etcd of their own: some tests stop it."""
-    with LocalCluster(3, lease_ttl_s=TTL_S) as cluster:
+    with LocalCluster(3, lease_ttl_s=TTL_S, node_arguments=NO_CHECKPOINTS) as cluster:
         yield cluster
 
 
@@ -69,19 +69,32 @@ UNNOTICED: dict[str, Callable[[Stage], None]] = {
 }
 
 
+@pytest.fixture
+def other(hosts: LocalCluster, tmp_path: Path) -> Iterator[Stage]:
+    """A second application on the same hosts."""
+    directory = tmp_path / "other"
+    directory.mkdir()
+    stage = Stage(hosts, directory)
+    yield stage
+    stage.leave()
+
+
 @pytest.mark.parametrize("fault", UNNOTICED)
-@pytest.mark.parametrize("spawned", [True, False], ids=["spawned", "by hand"])
-def test_faults_that_nobody_notices(stage: Stage, fault: str, spawned: bool) -> None:
-    """The same copy goes on as primary, past the end of every lease it had."""
-    stage.start("--style", "warm", spawned=spawned)
+def test_faults_that_nobody_notices(stage: Stage, other: Stage, fault: str) -> None:
+    """The same copies go on as primaries, past the end of every lease they had: one a guardian started, one by hand."""
+    stage.start("--style", "warm")
+    other.start("--style", "warm", spawned=False, host=stage.host)
+    assert other.host == stage.host
     UNNOTICED[fault](stage)
     stage.still_acting(ALL_LEASES_S)
+    other.still_acting(0)
     stage.verdict()
+    other.verdict()
 
 
 def test_a_stall_of_everything_is_no_hang(tmp_path: Path) -> None:
     """WatchDog and application stopped together for longer than the hang timeout, and less than the TTL: nobody is blamed."""
-    with LocalCluster(2, lease_ttl_s=10) as cluster:
+    with LocalCluster(2, lease_ttl_s=10, node_arguments=NO_CHECKPOINTS) as cluster:
         stage = Stage(cluster, tmp_path)
         stage.start("--style", "warm", "--hang-timeout", "1")
         pids = (stage.watchdog(), cluster.primary(stage.app)[1])

@@ -16,6 +16,7 @@ from etcdreplica.testing import EmbeddedEtcd, LocalCluster
 from etcdreplica.testing.processes import descendants
 from tests.integration.apps_cli.cli_harness import delete_raw, eventually, put_raw, raw_keys
 from tests.integration.conftest import Worker, kill, repair, wait_dead
+from tests.integration.stage import NO_CHECKPOINTS
 
 pytestmark = pytest.mark.integration
 STYLES = ["cold", "warm", "hot"]
@@ -26,7 +27,8 @@ _numbers = itertools.count()
 @pytest.fixture(scope="module")
 def lasting_hosts(etcd_server: EmbeddedEtcd) -> Iterator[LocalCluster]:
     """Three hosts whose leases outlast what a busy machine takes for a WatchDog to be replaced."""
-    with LocalCluster(3, etcd=etcd_server, cluster=f"lasting-{next(_numbers)}", lease_ttl_s=10) as cluster:
+    name = f"lasting-{next(_numbers)}"
+    with LocalCluster(3, etcd=etcd_server, cluster=name, lease_ttl_s=10, node_arguments=NO_CHECKPOINTS) as cluster:
         yield cluster
 
 
@@ -39,7 +41,7 @@ def lasting_cluster(lasting_hosts: LocalCluster) -> Iterator[LocalCluster]:
 
 def test_each_etcd(any_etcd: EmbeddedEtcd, make_worker: MakeWorker) -> None:
     """Crash, loss of the host and completion work on every etcd of this machine."""
-    with LocalCluster(3, etcd=any_etcd, cluster="each") as cluster:
+    with LocalCluster(3, etcd=any_etcd, cluster="each", node_arguments=NO_CHECKPOINTS) as cluster:
         worker = make_worker(cluster, "--style", "warm")
         worker.start()
         first = cluster.wait_ready(worker.name)
@@ -267,7 +269,7 @@ def test_node_stopped_in_order(lasting_cluster: LocalCluster, make_worker: MakeW
 
 def test_etcd_restarted(make_worker: MakeWorker) -> None:
     """Kill -9 and restart of etcd within the TTL: nothing fails over, and a crash afterwards is handled."""
-    with EmbeddedEtcd() as etcd, LocalCluster(3, etcd=etcd, cluster="restart", lease_ttl_s=10) as cluster:
+    with EmbeddedEtcd() as etcd, LocalCluster(3, etcd=etcd, lease_ttl_s=10, node_arguments=NO_CHECKPOINTS) as cluster:
         worker = make_worker(cluster)
         worker.start()
         epoch = worker.wait_acting()
@@ -300,7 +302,7 @@ def test_etcd_gone_for_long(hosts: LocalCluster, make_worker: MakeWorker) -> Non
 
 def test_host_appears(etcd_server: EmbeddedEtcd, make_worker: MakeWorker) -> None:
     """With one host an application runs degraded; a second host makes it whole without touching the primary."""
-    with LocalCluster(["host-a", "host-b"], etcd=etcd_server, cluster="grows") as cluster:
+    with LocalCluster(["host-a", "host-b"], etcd=etcd_server, cluster="grows", node_arguments=NO_CHECKPOINTS) as cluster:
         cluster.hosts["host-b"].kill()
         cluster.wait_until(lambda view: set(view.hosts) == {"host-a"}, "host-b to be lost")
         worker = make_worker(cluster)
