@@ -53,6 +53,7 @@ class AssignmentState(enum.StrEnum):
     ACTIVE = "active"
     BACKING_OFF = "backing-off"  # failed too often too soon; the next start waits
     FAILED = "failed"  # failed too often in its window: parked until `etcdreplica resume`
+    STOPPED = "stopped"  # a person wants it so, until `etcdreplica resume`
     COMPLETED = "completed"
     REMOVING = "removing"
 
@@ -260,6 +261,49 @@ class Host:
     peer: str = ""  # HOST:PORT where its WatchDog answers other hosts
 
 
+class Ask(enum.StrEnum):
+    """What people ask for with one application."""
+
+    SWITCHOVER = "switchover"  # that its primary ends in order and another one follows
+    FAILOVER = "failover"  # the same, but that it is killed
+    STOP = "stop"  # that none of its copies runs, for as long as the request stands
+
+
+@frozen
+class Request:
+    """What a person asks for. A change of primary stands under a lease, and ends with it if nobody has begun it by then.
+
+    `primary` is the incarnation that is to hand over: once another one is primary, there is nothing left to do.
+    """
+
+    ask: Ask
+    by: str
+    primary: int = 0
+    to: str | None = None
+    wall: float = 0.0
+
+
+@frozen
+class Drain:
+    """While it stands, the host gets no new seat, and those that it has move elsewhere."""
+
+    by: str
+    reason: str = ""
+    wall: float = 0.0
+
+
+@frozen
+class Leaving:
+    """That the primary is to end, and why. It cannot be called back, so this stands until another one is primary.
+
+    `to`: who is to follow, if that one still can. `at_once`: it is killed and not asked.
+    """
+
+    reason: str
+    to: str | None = None
+    at_once: bool = False
+
+
 @frozen
 class Seat:
     """A place for one replica. A host runs an incarnation at most once; `session` is the host's stay it was given to.
@@ -299,6 +343,8 @@ class Assignment:
     again: Seat | None = None  # a primary that failed, and is to be started again on its host after the wait
     born: int = 0  # below every epoch of this application since it was registered; what is older belongs to another one
     in_doubt: bool = False  # the primary before this one may still run, vouched for by the host of this one
+    leaving: Leaving | None = None  # while its primary is to hand over
+    degree: int = 0  # as in the registration
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -318,6 +364,8 @@ class Assignment:
             born=self.born,
             primary=None if primary or self.primary is None else self.primary.host,
             in_doubt=primary and self.in_doubt,
+            leaving=self.leaving if primary else None,
+            degree=self.degree,
         )
 
 
@@ -332,8 +380,10 @@ class Placement:
     successor: str | None = None
     peers: tuple[str, ...] = ()  # the hosts of the other seats, which hold the same checkpoints
     born: int = 0  # as in the assignment
-    primary: str | None = None  # of a backup: the host of its primary, if there is one
     in_doubt: bool = False  # as in the assignment
+    leaving: Leaving | None = None  # this primary is to hand over
+    degree: int = 0  # as in the registration: on so many hosts checkpoints are to be
+    primary: str | None = None  # of a backup: the host of its primary, if there is one
 
     def promoted(self) -> Placement:
         """Return what this becomes when its host succeeds a dead primary."""
@@ -357,6 +407,7 @@ class Replica:
     progress_at: float | None = None  # last heartbeat of the body
     serves: str | None = None  # HOST:PORT where this copy of a replicated object answers clients and the other copies
     hooks: tuple[str, ...] = ()  # of a plain program: what its last hooks came to, with their output
+    style: Style | None = None  # under which it was begun
 
 
 @frozen

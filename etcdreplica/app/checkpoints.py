@@ -116,6 +116,14 @@ class Checkpoints:
             self._sequence += 1
             return self._sequence
 
+    def want(self, copies: int) -> None:
+        """Have each on so many hosts from now on, also those that somebody waits for."""
+        with self._lock:
+            if copies != self._copies:
+                self._copies = copies
+                for sequence in sorted(self._jobs):
+                    self._say(self._jobs[sequence])
+
     def save(self, state: Any, epoch: int, *, wait: bool, timeout: float, number: int | None = None) -> None:
         """Store a state. Raises UsageError when it cannot be turned into bytes, and with `wait` CheckpointError."""
         sequence = self.number() if number is None else number

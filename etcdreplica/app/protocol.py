@@ -9,8 +9,8 @@ many hosts; done: that are enough), refused, found, newest, unavailable.
 
 To the WatchDog: hello, page (where the page of `app.kernel` is), notice (the early death notice is held in it), running
 (the body has begun), advertise, health (what the `health` function answered), leaving, done (the body returned), failed (it
-raised). To the application: welcome, role, renew (the deadline has moved), stop, ok, error. A process that loses its WatchDog
-says hello to the next one with its incarnation, and then all of the above that is true of it.
+raised). To the application: welcome, role, degree (it was changed), renew (the deadline has moved), stop, ok, error. A process
+that loses its WatchDog says hello to the next one with its incarnation, and then all of the above that is true of it.
 
 A copy of a replicated object also says: serves (endpoint, HOST:PORT where it answers clients and the other copies), members
 (question: what is the in-sync set?) and, as primary, change (question, revision of the set that is to be replaced, members as

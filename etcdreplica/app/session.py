@@ -230,6 +230,11 @@ class Session:
         if registration["style"] == Style.WARM and replica.role is Role.BACKUP:
             self._checkpoints.follow(self._keeping.on_checkpoint)
 
+    def _want(self, degree: int) -> None:
+        """Have each checkpoint on so many hosts from now on."""
+        if self._checkpoints is not None:
+            self._checkpoints.want(degree)
+
     def _watch_loop(self, loop: AbstractEventLoop) -> None:
         """Give a sign of life of the event loop that runs the body, until the body has ended."""
         if self._page is not None and not self._ended.is_set():
@@ -272,6 +277,8 @@ class Session:
         try:
             replica = Replica(self._name, welcome["host"], Role(welcome["role"]), int(welcome["epoch"]), link)
             self._incarnation = int(welcome["incarnation"])
+            now = {key: welcome[key] for key in ("style", "degree") if key in welcome}  # they may have been changed since
+            self._registration = {**self._registration, **now}
         except (KeyError, TypeError, ValueError):
             raise ProtocolError(f"the WatchDog answered hello with {dict(welcome)}") from None
         with contextlib.suppress(OSError):  # no descriptors, no memory: then without signs of life
@@ -341,6 +348,7 @@ class Session:
             link.send(self._last_words[0], **self._last_words[1])
         elif self._leaving:
             link.send("leaving")
+        self._want(int(welcome.get("degree", self._registration["degree"])))
         self._take({**welcome, "type": "role"})
 
     def _next(self, link: Link, patience: float | None) -> Message:
@@ -425,6 +433,8 @@ class Session:
             except (KeyError, TypeError, ValueError):
                 raise ProtocolError(f"the WatchDog sent an unknown role: {dict(message)}") from None
             replica._hear(message)
+        elif kind == "degree":
+            self._want(int(message["degree"]))
         elif kind == "renew":
             self._arm(message)
         elif kind == "stop":

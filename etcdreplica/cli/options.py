@@ -129,6 +129,7 @@ _PEER_TLS = (
     click.option("--peer-cert", envvar="ETCDREPLICA_PEER_CERT", metavar="FILE", help="Certificate of this host."),
     click.option("--peer-key", envvar="ETCDREPLICA_PEER_KEY", metavar="FILE", help="Its key."),
 )
+wait_option = click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is done.")
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
 )

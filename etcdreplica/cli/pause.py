@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import json
-import os
-import platform
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from etcdreplica.cli.asking import me, tell_who_leads
 from etcdreplica.cli.options import connection_options, output_option, with_store
 from etcdreplica.cli.show import read_view
 from etcdreplica.errors import EtcdReplicaError
@@ -50,7 +48,7 @@ def pause_command(
     from etcdreplica.model import Pause
 
     names = _check(names, everything)
-    record = Pause(_me(), reason, time.time())
+    record = Pause(me(), reason, time.time())
 
     async def pause(store: Store) -> tuple[list[str], set[str]]:
         missing = await _write_pauses(store, record, None if everything else names)
@@ -110,23 +108,23 @@ async def _not_taken(store: Store, names: set[str] | None, timeout: float) -> se
 
 
 async def _tell_late(store: Store, late: set[str], timeout: float, again: str) -> None:
-    _, leaders = await read_view(store)
-    who = f"the one on {leaders['manager']} leads" if leaders["manager"] else "none leads: is one running on any host?"
+    who = await tell_who_leads(store)
     raise EtcdReplicaError(
         f"{', '.join(sorted(late))}: the pause is written, but no manager has taken it within {timeout:g} s ({who}); "
         f"until one has, a named successor may still take over. 'etcdreplica resume {again}' takes it back"
     )
 
 
-@click.command("resume", short_help="End a pause, and start parked applications again.")
+@click.command("resume", short_help="End a pause, and start parked or stopped applications again.")
 @connection_options
 @all_option
 @output_option
 @names_argument
 def resume_command(everything: bool, output: str, names: tuple[str, ...], **options: Any) -> None:
-    """End the pause of the named applications; start them again if they were parked as failed.
+    """End the pause of the named applications; start them again if they were stopped, or parked as failed.
 
-    With --all end the pause of the cluster and of every application, and start all again that are parked.
+    With --all end the pause of the cluster and of every application, and start all again that are parked. What was stopped by
+    'etcdreplica stop' stays so then: name it.
 
     \b
     Examples:
@@ -139,9 +137,15 @@ def resume_command(everything: bool, output: str, names: tuple[str, ...], **opti
         view, _ = await read_view(store)
         apps = {name: app for name, app in view.apps.items() if app.registration or app.corrupt or app.pause}
         told: dict[str, Any] = {"cluster_paused": view.pause is not None and not everything}
-        told |= {"resumed": [], "restarted": [], "unchanged": [], "missing": [name for name in names if name not in apps]}
+        told |= {
+            "resumed": [],
+            "restarted": [],
+            "started": [],
+            "unchanged": [],
+            "missing": [name for name in names if name not in apps],
+        }
         for name in apps if everything else [name for name in names if name in apps]:
-            told[await _resume(store, apps[name])].append(name)
+            told[await _resume(store, apps[name], everything)].append(name)
         if everything:
             await _lift(store, _cluster_key(store))
         return told
@@ -159,18 +163,22 @@ def resume_command(everything: bool, output: str, names: tuple[str, ...], **opti
 def _tell_resumed(told: dict[str, Any], everything: bool) -> None:
     if everything:
         click.echo("the cluster is not paused")
-    for word, text in (("resumed", "goes on"), ("restarted", "was parked and is started again")):
+    for word, text in (
+        ("resumed", "goes on"),
+        ("restarted", "was parked and is started again"),
+        ("started", "was stopped and is started again"),
+    ):
         for name in told[word]:
             click.echo(f"{name} {text}")
     for name in [] if everything else told["unchanged"]:
-        click.echo(f"{name} was neither paused nor parked")
+        click.echo(f"{name} was neither paused nor parked nor stopped")
     if told["cluster_paused"]:
         click.echo("the whole cluster is paused still: 'etcdreplica resume --all' ends that")
 
 
-async def _resume(store: Store, app: AppView) -> str:
-    """Return what it came to: "resumed", "restarted" or "unchanged"."""
-    from etcdreplica.model import AssignmentState
+async def _resume(store: Store, app: AppView, everything: bool) -> str:
+    """Return what it came to: "resumed", "restarted", "started" or "unchanged"."""
+    from etcdreplica.model import Ask, AssignmentState
     from etcdreplica.store import Delete, Key, Kind, Put, Txn, Unchanged
 
     pause, key = Key(Kind.PAUSES, ("app", app.name)), Key(Kind.REGISTRATIONS, (app.name,))
@@ -181,6 +189,10 @@ async def _resume(store: Store, app: AppView) -> str:
         if (await store.commit(Txn((same,), (Delete(pause), Put(key, app.registration))))).succeeded:
             return "restarted"
         raise EtcdReplicaError(f"somebody has just changed the registration of {app.name}: see 'etcdreplica status {app.name}'")
+    if app.request is not None and app.request.ask is Ask.STOP and not everything:
+        request = Key(Kind.REQUESTS, (app.name,))
+        await store.commit(Txn((Unchanged(request, app.request_revision),), (Delete(request), Delete(pause))))
+        return "started"
     return "resumed" if await _lift(store, pause) else "unchanged"
 
 
@@ -201,11 +213,3 @@ def _check(names: tuple[str, ...], everything: bool) -> tuple[str, ...]:
     if bool(names) == everything:
         raise click.UsageError("name applications, or say --all" + (", not both" if names else ""))
     return tuple(dict.fromkeys(names))
-
-
-def _me() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name
-        user = str(os.getuid())
-    return f"{user}@{platform.node()}"

@@ -39,7 +39,7 @@ def list_command(output: str, **options: Any) -> None:
     )
     _tell_pause(picture["pause"])
     for app in picture["applications"]:
-        if app["pause"] or app["state"] == "failed":
+        if app["pause"] or app["state"] in ("failed", "stopped"):
             _tell_reasons(app)
 
 
@@ -81,8 +81,9 @@ def status_command(output: str, names: tuple[str, ...], **options: Any) -> None:
     _tell_pause(picture["pause"])
     if not names:
         click.echo()
-        hosts = [[h["name"], h["address"], h["replicas"], h["capacity"], h["labels"], h["version"]] for h in picture["hosts"]]
-        table(["host", "address", "replicas", "capacity", "labels", "version"], hosts, empty="no host is up")
+        heads = ["host", "address", "replicas", "capacity", "labels", "version", "state"]
+        rows = [[*(host[key] for key in ("name", *heads[1:-1])), _host_state(host)] for host in picture["hosts"]]
+        table(heads, rows, empty="no host is up")
         for role, holder in picture["leaders"].items():
             click.echo(f"leader of {role}: {holder or 'none'}")
 
@@ -157,13 +158,25 @@ async def read_view(store: Store) -> tuple[ClusterView, dict[str, str]]:
 
 async def _picture(store: Store) -> dict[str, Any]:
     view, leaders = await read_view(store)
-    hosts = [{"name": n, **_plain(h.host), "replicas": view.seats[n]} for n, h in sorted(view.hosts.items())]
     return {
         "applications": [_application(view, app) for _, app in sorted(view.apps.items())],
-        "hosts": hosts,
+        "hosts": [_host(view, name) for name in sorted({*view.hosts, *view.drains})],
         "leaders": leaders,
         "pause": _plain(view.pause) if view.pause else None,
     }
+
+
+def _host(view: ClusterView, name: str) -> dict[str, Any]:
+    """One that is up, or that is drained and may be up again."""
+    known, drain = view.hosts.get(name), view.drains.get(name)
+    record = _plain(known.host) if known else dict.fromkeys(("address", "capacity", "labels", "version"))
+    own = {"replicas": view.seats[name], "up": known is not None, "drained": _plain(drain) if drain else None}
+    return {"name": name, **record, **own}
+
+
+def _host_state(host: dict[str, Any]) -> str:
+    drained = f"drained {_pause_text(host['drained'])}" if host["drained"] else ""
+    return ", ".join(filter(None, ("up" if host["up"] else "down", drained)))
 
 
 def _application(view: ClusterView, app: AppView) -> dict[str, Any]:
@@ -183,6 +196,8 @@ def _application(view: ClusterView, app: AppView) -> dict[str, Any]:
         "paused": paused,
         "pause": _plain(app.pause) if app.pause else None,
         "reason": assignment.reason if assignment else f"waiting for {'the end of a pause' if paused else 'a ReplicaManager'}",
+        "leaving": assignment.leaving.reason if assignment and assignment.leaving else None,
+        "request": _plain(app.request) if app.request else None,
         "refusals": dict(assignment.refusals) if assignment else {},
         "corrupt": list(app.corrupt.values()),
         "epoch": assignment.epoch if assignment else None,
@@ -239,6 +254,10 @@ def _state(app: dict[str, Any]) -> str:
 def _tell_reasons(app: dict[str, Any]) -> None:
     if app["reason"]:
         click.echo(f"{app['name']}: {app['reason']}")
+    if app["leaving"]:
+        click.echo(f"{app['name']}: its primary on {app['primary']} is ending: {app['leaving']}")
+    if app["state"] == "stopped":
+        click.echo(f"{app['name']}: until 'etcdreplica resume {app['name']}'")
     if app["state"] == "failed":
         click.echo(f"{app['name']}: parked until 'etcdreplica resume {app['name']}'")
     if app["pause"]:

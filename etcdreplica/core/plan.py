@@ -44,6 +44,7 @@ class Plan:
     assignment: Assignment | None
     consumed: tuple[int, ...] = ()  # incarnations whose failure records are dealt with
     events: tuple[Event, ...] = ()
+    answered: bool = False  # what a person asked for has begun, or there is nothing left to do
 
 
 @frozen

@@ -8,11 +8,13 @@ never safety. Waiting is expressed as `Decision.wake_at`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from attrs import Factory, define, evolve, field
+from attrs import Factory, define, evolve
 
+from etcdreplica.core.draft import Draft
 from etcdreplica.core.failsafe import in_doubt
-from etcdreplica.core.lifecycle import PROMOTABLE
+from etcdreplica.core.moves import heirs, is_up, unready, unsettled
 from etcdreplica.core.plan import Decision, Memory, Plan, PlannerSettings
 from etcdreplica.core.restarts import (
     FAULTS,
@@ -24,10 +26,20 @@ from etcdreplica.core.restarts import (
     within_window,
 )
 from etcdreplica.core.view import AppView, ClusterView
-from etcdreplica.model import Assignment, AssignmentState, Event, Failure, FailureKind, Member, Registration, ReplicaState, Seat
+from etcdreplica.model import (
+    Ask,
+    Assignment,
+    AssignmentState,
+    Event,
+    Failure,
+    FailureKind,
+    Leaving,
+    ReplicaState,
+    Request,
+    Seat,
+)
 from etcdreplica.words import MAX_DEGREE, Role
 
-ZONE = "zone"  # the host label by which replicas are spread
 EVENTS_AT_ONCE = 10  # etcd takes 128 operations in one transaction
 DERIVED = "placements/"  # corrupt values there are written anew from the assignment
 STATE = "checkpoints/"  # of these the CheckpointServers make what they can; who is primary does not depend on them
@@ -44,39 +56,41 @@ def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, setti
     step = _Step(app, registration, cluster, memory, now, settings)
     if app.pause or cluster.pause:
         return step.hold_still()
-    unchanged = old is not None and old.registration_revision == app.registration_revision
-    if old and old.state in ENDED and (unchanged or app.replicas):  # first let its last copies end
-        return Decision(Plan(evolve(old, paused=False), tuple(app.failures)) if app.failures or old.paused else None)
+    if old is not None and _rests(old, app):
+        answered = app.request is not None and old.state in ENDED
+        left = app.failures or old.paused or answered
+        return Decision(Plan(evolve(old, paused=False), tuple(app.failures), answered=answered) if left else None)
     return step.decide()
+
+
+def _rests(old: Assignment, app: AppView) -> bool:
+    """Whether nothing of it is to run; what is to run again must first have let its last copies end."""
+    if old.state is AssignmentState.STOPPED:
+        return bool(app.replicas) or (app.request is not None and app.request.ask is Ask.STOP)
+    return old.state in ENDED and (bool(app.replicas) or old.registration_revision == app.registration_revision)
 
 
 def _remove(app: AppView, cluster: ClusterView) -> Decision:
     old = app.assignment
     if old is None:
-        return Decision(Plan(None) if app.failures or app.pause or app.vouchers else None)
+        return Decision(Plan(None) if app.failures or app.pause or app.request or app.vouchers else None)
     if old.state is not AssignmentState.REMOVING:
         return Decision(Plan(_vacated(old, AssignmentState.REMOVING, "being removed"), tuple(app.failures)))
     return Decision(Plan(None) if not app.replicas and in_doubt(app, cluster) is None else None)
 
 
 def _vacated(assignment: Assignment, state: AssignmentState, reason: str) -> Assignment:
-    return evolve(assignment, state=state, reason=reason, primary=None, backups=(), successor=None, degraded=False, again=None)
+    nobody: dict[str, Any] = {"primary": None, "backups": (), "successor": None, "again": None, "leaving": None}
+    return evolve(assignment, state=state, reason=reason, degraded=False, **nobody)
 
 
 @define
-class _Step:
+class _Step(Draft):
     """One decision under way: `draft` goes through the steps in order and is compared with the old assignment."""
 
-    app: AppView
-    registration: Registration
-    cluster: ClusterView
-    memory: Memory
-    now: float
-    settings: PlannerSettings
-    draft: Assignment = field(init=False)
     failures: list[Failure] = Factory(list)
-    wake_at: float | None = None
     done: bool = False
+    answered: bool = False  # the request of a person
 
     def decide(self) -> Decision:
         self.draft = self._begin()
@@ -85,15 +99,60 @@ class _Step:
         self._take_done()
         if not self.done:
             self._take_failures()
-        if not self.done:
+        if not self.done and self._asked(Ask.STOP):
+            self._stop()
+        elif not self.done:
             self._promote()
+            self._restyle()
             self._fill()
+            self._hand_over()
             self._choose_successor()
             self._describe()
         mended = not any(key.startswith(DERIVED) for key in self.app.corrupt)
-        if self.draft == self.app.assignment and not self.app.failures and mended:
+        if self.draft == self.app.assignment and not self.app.failures and not self.answered and mended:
             return Decision(wake_at=self.wake_at)
-        return Decision(Plan(self.draft, tuple(self.app.failures), self._events()), self.wake_at)
+        return Decision(Plan(self.draft, tuple(self.app.failures), self._events(), self.answered), self.wake_at)
+
+    def _asked(self, *asks: Ask) -> Request | None:
+        request = self.app.request
+        return request if request is not None and request.ask in asks else None
+
+    def _stop(self) -> None:
+        """First the primary ends, in order and with nobody to follow, so that other hosts can hold its last checkpoint."""
+        draft, request = self.draft, self.app.request
+        assert request is not None
+        reason = f"stopped by {request.by}"
+        if draft.primary is None:
+            self.draft = _vacated(draft, AssignmentState.STOPPED, reason)
+        else:
+            self.draft = evolve(draft, successor=None, leaving=draft.leaving or Leaving(reason))
+
+    def _hand_over(self) -> None:
+        """Have the primary end if a person wants it, or its host is drained, and another copy can follow at once."""
+        draft, request = self.draft, self._asked(Ask.SWITCHOVER, Ask.FAILOVER)
+        if request is not None and (draft.primary is None or draft.primary.incarnation != request.primary):
+            self.answered, request = True, None  # another one is primary since
+        if request is not None and (draft.leaving is None or request.ask is Ask.FAILOVER):
+            able = heirs(self.app, self.cluster, (seat for seat in draft.backups if request.to in (None, seat.host)))
+            if able:
+                reason = f"{request.ask} to {able[0].host}, asked for by {request.by}"
+                self.draft = evolve(draft, leaving=Leaving(reason, able[0].host, at_once=request.ask is Ask.FAILOVER))
+                self.answered = True
+        elif request is not None:
+            self.answered = True  # it is ending already
+        elif draft.primary is not None and draft.leaving is None and (heir := self._heir_of_drained(draft.primary)):
+            reason = f"switchover to {heir.host}: {draft.primary.host} is drained"
+            self.draft = evolve(draft, leaving=Leaving(reason, heir.host))
+
+    def _heir_of_drained(self, primary: Seat) -> Seat | None:
+        """Who follows a primary on a drained host: nobody before all copies that are to stay are as good as the old ones."""
+        if self._lasts(primary):
+            return None
+        lasting = [seat for seat in self.draft.backups if self._lasts(seat)]
+        waits = len(lasting) < self.registration.degree and self._held(primary=False)
+        if waits or any(unsettled(self.app, self.cluster, seat) for seat in lasting):
+            return None
+        return next(iter(heirs(self.app, self.cluster, lasting)), None)
 
     def hold_still(self) -> Decision:
         """Under a pause, write down what has happened already and nothing else: who took over, and that nobody will."""
@@ -112,16 +171,17 @@ class _Step:
 
     def _begin(self) -> Assignment:
         old, revision, floor = self.app.assignment, self.app.registration_revision, self.cluster.floor
+        degree = self.registration.degree
         if old is None:
             self.memory.clear()
             first = floor + self.cluster.revision  # above any number an earlier application of this name has used
-            return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING, born=first)
+            return Assignment(first, first * MAX_DEGREE, revision, AssignmentState.PENDING, born=first, degree=degree)
         if old.epoch < floor:  # another etcd may have gone on from here
             old = evolve(old, epoch=floor, incarnation=floor * MAX_DEGREE, successor=None)
-        if old.state in ENDED:  # registered once more
+        if old.state in (*ENDED, AssignmentState.STOPPED):  # registered once more, or started again
             self.memory.clear()
-            return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING, born=old.born)
-        return evolve(old, registration_revision=revision, paused=False)
+            return Assignment(old.epoch, old.incarnation, revision, AssignmentState.PENDING, born=old.born, degree=degree)
+        return evolve(old, registration_revision=revision, paused=False, degree=degree)
 
     def _recent(self) -> dict[int, float]:
         """Failures of primaries within the window; what an earlier manager counted begins with the first look."""
@@ -145,9 +205,8 @@ class _Step:
         seat = next((s for s in draft.backups if s.host == draft.successor), None)
         if seat and died == draft.primary.incarnation:
             backups = tuple(s for s in draft.backups if s != seat)
-            self.draft = evolve(
-                draft, epoch=draft.epoch + 1, primary=seat, backups=backups, successor=None, here=0, in_doubt=False
-            )
+            following: dict[str, Any] = {"epoch": draft.epoch + 1, "primary": seat, "backups": backups}
+            self.draft = evolve(draft, **following, successor=None, here=0, leaving=None, in_doubt=False)
 
     def _take_done(self) -> None:
         """A body that returned on any seat completes the application everywhere."""
@@ -167,6 +226,8 @@ class _Step:
                 continue  # dealt with before
             self.failures.append(failure)
             was_primary = old.primary is not None and old.primary.incarnation == failure.incarnation
+            if was_primary and old.leaving is not None:
+                self.home = failure.host
             self._empty(failure)
             self._count(failure, primary=was_primary or failure.role is Role.PRIMARY)
         self._park()
@@ -176,7 +237,7 @@ class _Step:
         if draft.primary and draft.primary.incarnation == failure.incarnation:
             here = failure.kind in RESTARTED_HERE and draft.here < self.registration.restarts_here
             here = here and not self._standing()  # nor is a copy that has the state of an object passed over
-            self.draft = evolve(draft, primary=None, again=draft.primary if here else None)
+            self.draft = evolve(draft, primary=None, again=draft.primary if here else None, leaving=None)
         else:
             backups = tuple(seat for seat in draft.backups if seat.incarnation != failure.incarnation)
             self.draft = evolve(draft, backups=backups)
@@ -246,7 +307,8 @@ class _Step:
         if self.draft.primary is not None or self._held(primary=True):
             return
         again = self.draft.again
-        here = again is not None and self._is_up(again) and self._allowed(again.host) and self._may_lead(again.host)
+        here = again is not None and is_up(self.cluster, again) and self._lasts(again)
+        here = here and again is not None and self._allowed(again.host) and self._may_lead(again.host)
         seat = self._seat_on(again.host) if again and here else self._next_primary()
         draft = evolve(self.draft, again=None, here=self.draft.here + 1 if here else 0)
         if seat is not None:
@@ -255,52 +317,61 @@ class _Step:
             draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups, in_doubt=doubt)
         self.draft = draft
 
-    @property
-    def _members(self) -> tuple[Member, ...]:
-        record = self.app.own_in_sync if self.registration.object else None
-        return record.members if record else ()
-
     def _standing(self) -> tuple[Seat, ...]:
         """The backups that are in the in-sync set of a replicated object: while there are any, nobody else may lead."""
-        members, failed = {member.incarnation for member in self._members}, self.app.failures
+        members, failed = {member.incarnation for member in self.app.members}, self.app.failures
         return tuple(s for s in self.draft.backups if s.incarnation in members and s.incarnation not in failed)
-
-    def _may_lead(self, host: str) -> bool:
-        """Whether a host may lead when no copy has the state: one that has the log, if the object has a durable one."""
-        has_log = not (self.registration.durable and self._members) or host in {member.host for member in self._members}
-        return has_log and self._may_follow(host)
-
-    def _may_follow(self, host: str) -> bool:
-        """Whether a host may lead after the last primary: if that may still run, one that had to vouch for it."""
-        doubt = in_doubt(self.app, self.cluster)
-        return doubt is None or host in (doubt.host, *doubt.hosts)
 
     def _next_primary(self) -> Seat | None:
         standing = self._standing()
         able = standing or tuple(seat for seat in self.draft.backups if self._may_lead(seat.host))
         able = tuple(seat for seat in able if self._may_follow(seat.host))
-        alive = [seat for seat in able if self._is_up(seat)]
+        alive = [seat for seat in able if is_up(self.cluster, seat)]
         alive = [seat for seat in alive if not self.cluster.is_silent(seat.host)] or alive
         ready = [seat for seat in alive if self._promotable(seat)]
-        chosen = sorted(ready or alive, key=lambda seat: not self.app.holds_checkpoint(seat.host))
+        chosen = sorted(ready or alive, key=self._rank_of_heir)
         if chosen or standing:
             return chosen[0] if chosen else None
-        return self._new_seat(primary=True) or self._new_seat(primary=True, silent=True)
+        new = self._new_seat(primary=True) or self._new_seat(primary=True, drained=True)
+        return new or self._new_seat(primary=True, silent=True)
+
+    def _rank_of_heir(self, seat: Seat) -> tuple[bool, bool]:
+        return not self._lasts(seat), not self.app.holds_checkpoint(seat.host)
+
+    def _restyle(self) -> None:
+        """Have a backup that was begun under another style begin anew on its host, one at a time."""
+        shown = [(seat, self.app.replica(seat)) for seat in self.draft.backups]
+        stale = [seat for seat, replica in shown if replica and replica.style not in (None, self.registration.style)]
+        fresh = (seat for seat, _ in shown if seat not in stale)
+        if stale and not self._held(primary=False) and not any(unready(self.app, self.cluster, seat) for seat in fresh):
+            self.home = stale[-1].host
+            self.draft = evolve(self.draft, backups=tuple(seat for seat in self.draft.backups if seat != stale[-1]))
 
     def _fill(self) -> None:
-        """Restore the degree, and give back what is above it."""
+        """Restore the degree on hosts that are not drained, and give back what is above it."""
         standing = self._standing()
         if standing:
             others = (seat for seat in self.draft.backups if seat not in standing)
             self.draft = evolve(self.draft, backups=(*standing, *others))
         if self.draft.primary is not None:
-            self.draft = evolve(self.draft, backups=self.draft.backups[: self.registration.degree - 1])
-        wanted = self.registration.degree - (1 if self.draft.again else 0)
-        while len(self.draft.seats) < wanted and not self._held(primary=False):
-            seat = self._new_seat()
+            self._give_back(self.draft.primary)
+        while not self._held(primary=False):
+            again = (self.draft.again,) if self.draft.again else ()
+            lasting = [seat for seat in (*self.draft.seats, *again) if self._lasts(seat)]
+            seat = self._new_seat() if len(lasting) < self.registration.degree else None
+            if seat is None and len((*self.draft.seats, *again)) < self.registration.degree:
+                seat = self._new_seat(drained=True)
             if seat is None:
                 return
             self.draft = evolve(self.draft, backups=(*self.draft.backups, seat))
+
+    def _give_back(self, primary: Seat) -> None:
+        """End the backups above the degree. One on a drained host is not above it before another one has replaced it."""
+        backups, degree = self.draft.backups, self.registration.degree
+        lasting = [seat for seat in backups if self._lasts(seat)][: degree - self._lasts(primary)]
+        settled = sum(not unsettled(self.app, self.cluster, seat) for seat in lasting)
+        passing = [seat for seat in backups if not self._lasts(seat)][: max(0, degree - 1 - settled)]
+        self.draft = evolve(self.draft, backups=tuple(seat for seat in backups if seat in lasting or seat in passing))
 
     def _held(self, *, primary: bool) -> bool:
         memory, delay = self.memory, restart_delay_s(self.draft.strikes, self.app.name, self.settings.restart)
@@ -313,83 +384,22 @@ class _Step:
         self._wake(until)
         return True
 
-    def _new_seat(self, *, primary: bool = False, silent: bool = False) -> Seat | None:
-        """The least loaded host that may run it: holders of its checkpoint and other zones first, where it just failed last.
-
-        `silent`: among those that are up although their peers cannot reach them, which is better than no primary at all.
-        """
-        taken = {seat.host for seat in (*self.draft.seats, *((self.draft.again,) if self.draft.again else ()))}
-        hosts = self.cluster.hosts
-        zones = {hosts[h].host.labels.get(ZONE) for h in taken if h in hosts} - {None}
-
-        def rank(name: str) -> tuple[bool, bool, bool, bool, float, str]:
-            host = hosts[name].host
-            failed_at = self.memory.failed_at.get(name)
-            failed = failed_at is not None and self.now - failed_at < self.settings.failed_host_s
-            origin = self.draft.state is AssignmentState.PENDING and name == self.registration.origin
-            load = self.cluster.seats[name] / max(1, host.capacity)
-            holder = self.app.holds_checkpoint(name)
-            return (not origin, failed, not holder, host.labels.get(ZONE) in zones, load, name)
-
-        def is_able(name: str) -> bool:
-            able = name in hosts and name not in taken and self.cluster.is_silent(name) is silent and self._allowed(name)
-            return able and (not primary or self._may_lead(name))
-
-        special = self._special_hosts()
-        best = min(filter(is_able, special), key=rank, default=None)
-        for name in () if self.registration.hosts else self.cluster.room:
-            if name in special or not is_able(name):
-                continue
-            if best is None or rank(name) < rank(best):
-                best = name
-            if hosts[name].host.labels.get(ZONE) not in zones:
-                break  # those that follow are only fuller
-        return self._seat_on(best) if best is not None else None
-
-    def _special_hosts(self) -> set[str]:
-        """Those whose rank depends on more than their load and zone, or that have room for this application alone."""
-        holders = self.app.checkpoint.holders if self.app.checkpoint else ()
-        old = self.app.assignment.seats if self.app.assignment else ()
-        named = (*self.registration.hosts, *holders, *self.memory.failed_at, *(seat.host for seat in old))
-        return {*named, *([self.registration.origin] if self.registration.origin else [])}
-
-    def _seat_on(self, name: str) -> Seat:
-        self.draft = evolve(
-            self.draft,
-            incarnation=self.draft.incarnation + 1,
-            refusals={h: e for h, e in self.draft.refusals.items() if h != name},
-        )
-        return Seat(name, self.cluster.hosts[name].session, self.draft.incarnation)
-
-    def _allowed(self, name: str) -> bool:
-        host = self.cluster.hosts[name].host
-        if self.registration.hosts and name not in self.registration.hosts:
-            return False
-        if any(host.labels.get(k) != v for k, v in self.registration.labels.items()):
-            return False
-        own = sum(seat.host == name for seat in self.app.assignment.seats) if self.app.assignment else 0
-        if self.cluster.seats[name] - own >= host.capacity:  # a seat of its own there is being given up
-            return False
-        if name not in self.draft.refusals:
-            return True
-        retry_at = self.memory.refused_at.setdefault(name, self.now) + self.settings.refusal_retry_s
-        if self.now < retry_at:
-            self._wake(retry_at)
-            return False
-        return True
-
     def _choose_successor(self) -> None:
-        """The first backup that can take over at once, unless the next failure has to wait, stay on its host or be the last."""
+        """The first backup that can take over at once, unless the next failure has to wait, stay on its host or be the last.
+
+        For a primary that was asked to end there is no next failure.
+        """
         draft, policy, registration, recent = self.draft, self.settings.restart, self.registration, self._recent()
         waits = restart_delay_s(draft.strikes + 1, self.app.name, policy) > 0 and not self._is_settled()
         waits = waits or (draft.here < registration.restarts_here and not self._standing())
         if registration.max_restarts and len(recent) >= registration.max_restarts:
             self._wake(min(recent.values()) + registration.restart_window_s)
             waits = True
-        backups = self._standing() if self._members else draft.backups
-        able = [seat.host for seat in backups if self._is_up(seat) and self._promotable(seat)]
-        able.sort(key=lambda host: not self.app.holds_checkpoint(host))
-        self.draft = evolve(draft, successor=able[0] if able and draft.primary and not waits else None)
+        able = sorted((s for s in draft.backups if not unready(self.app, self.cluster, s)), key=self._rank_of_heir)
+        if (leaving := draft.leaving) is not None:
+            able.sort(key=lambda seat: seat.host != leaving.to)
+            waits = False
+        self.draft = evolve(draft, successor=able[0].host if able and draft.primary and not waits else None)
 
     def _describe(self) -> None:
         draft, degree = self.draft, self.registration.degree
@@ -422,7 +432,7 @@ class _Step:
         standing = self._standing()
         if not standing and not self.registration.durable:
             return ""
-        hosts = sorted({each.host for each in standing or self._members})
+        hosts = sorted({each.host for each in standing or self.app.members})
         what = "its state is nowhere else" if standing else "its copies are gone, and its log is nowhere else"
         return f"waiting for {' or '.join(hosts)}: {what}" if hosts else ""
 
@@ -434,14 +444,3 @@ class _Step:
         else:
             action = f"started again on {primary}" if before and primary == before.host else f"{primary} promoted"
         return tuple(Event(f, self.draft.epoch, primary, action, f.wall) for f in self.failures[:EVENTS_AT_ONCE])
-
-    def _is_up(self, seat: Seat) -> bool:
-        host = self.cluster.hosts.get(seat.host)
-        return host is not None and host.session == seat.session
-
-    def _promotable(self, seat: Seat) -> bool:
-        replica = self.app.replica(seat)
-        return replica is not None and replica.state in PROMOTABLE
-
-    def _wake(self, at: float) -> None:
-        self.wake_at = at if self.wake_at is None else min(self.wake_at, at)

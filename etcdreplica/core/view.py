@@ -12,6 +12,7 @@ from etcdreplica.model import (
     Assignment,
     AssignmentState,
     Checkpoint,
+    Drain,
     Failure,
     Host,
     InSync,
@@ -19,6 +20,7 @@ from etcdreplica.model import (
     Pause,
     Registration,
     Replica,
+    Request,
     Seat,
     Server,
     Vouchers,
@@ -50,13 +52,18 @@ class Loss:
 
 @define
 class AppView:
-    """All that is known of one application."""
+    """All that is known of one application.
+
+    `assignment` may be one that is only being written (`ClusterView.expect`), `written` is what stands in etcd. A seat that was
+    never written proves nothing of the incarnation it names: the next plan gives that number to another one.
+    """
 
     name: str
     registration: Registration | None = None
     registration_revision: int = 0
     assignment: Assignment | None = None
     assignment_revision: int = 0
+    written: Assignment | None = None
     successions: dict[str, tuple[int, int]] = Factory(dict)  # by host: (incarnation that died, mod revision)
     replicas: dict[str, Replica] = Factory(dict)  # by host
     failures: dict[int, Failure] = Factory(dict)  # by incarnation
@@ -64,6 +71,8 @@ class AppView:
     corrupt: dict[str, str] = Factory(dict)
     pause: Pause | None = None
     pause_revision: int = 0
+    request: Request | None = None
+    request_revision: int = 0
     checkpoint: Checkpoint | None = None
     checkpoint_revision: int = 0
     in_sync: InSync | None = None
@@ -86,6 +95,12 @@ class AppView:
         """The in-sync set of a replicated object, unless it is an earlier application's."""
         return self.in_sync if self.in_sync is not None and self.in_sync.epoch >= self.born else None
 
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Those of the in-sync set of a replicated object."""
+        is_object = self.registration is not None and self.registration.object
+        return self.own_in_sync.members if is_object and self.own_in_sync is not None else ()
+
     def holds_checkpoint(self, host: str) -> bool:
         """Whether what is durable of its state is on this host."""
         return self.checkpoint is not None and host in self.checkpoint.holders
@@ -97,12 +112,11 @@ class AppView:
 
     @property
     def seated_on(self) -> frozenset[str]:
-        """The hosts on which it has a seat, or is to have one again, or whose return tells that a primary is dead."""
+        """The hosts on which it has a seat, or is to have one again."""
         if self.assignment is None:
             return frozenset()
         again = (self.assignment.again,) if self.assignment.again else ()
-        vouched = (self.vouchers.host,) if self.vouchers else ()
-        return frozenset((*(seat.host for seat in (*self.assignment.seats, *again)), *vouched))
+        return frozenset(seat.host for seat in (*self.assignment.seats, *again))
 
     @property
     def lacks_seat(self) -> bool:
@@ -116,15 +130,16 @@ class AppView:
     def is_empty(self) -> bool:
         """Whether nothing of the application is left in etcd."""
         there = self.registration or self.assignment or self.replicas or self.failures
-        return not (there or self.corrupt or self.pause or self.vouchers)
+        return not (there or self.corrupt or self.pause or self.request or self.vouchers)
 
 
 @define
 class ClusterView:
     """All applications and hosts at one revision.
 
-    A change of a host concerns the applications that have a seat there, which `apply` returns. Those that lack a seat
-    (`seatless`) need only look again when there is something new for them: `offers` counts such changes.
+    A change of a host concerns the applications that have a seat there, which `apply` returns. Those that lack a seat, or
+    are to leave a drained host (`seatless`), need only look again when there is something new for them: `offers` counts such
+    changes.
     """
 
     revision: int = 0
@@ -134,6 +149,7 @@ class ClusterView:
     seats: Counter[str] = Factory(Counter)  # how many seats each host has
     pause: Pause | None = None  # of the whole cluster
     pause_revision: int = 0
+    drains: dict[str, Drain] = Factory(dict)  # by host
     floor: int = 0  # below it are the epochs that an etcd before this one has used
     losses: dict[str, Loss] = Factory(dict)  # by host; what we found ourselves, so that no snapshot clears it
     room: Room = field(factory=Room, eq=False)
@@ -156,7 +172,7 @@ class ClusterView:
         return loss if loss is not None and (app, seat.incarnation) in loss.seats else None
 
     def seated_on(self, host: str) -> set[str]:
-        """Return the applications that have a seat on a host."""
+        """Return the applications that have a seat on a host, or wait for it."""
         return set(self._seated.on(host))
 
     def offer(self) -> None:
@@ -186,6 +202,7 @@ class ClusterView:
         """Forget everything, before a snapshot."""
         self.hosts.clear()
         self.servers.clear()
+        self.drains.clear()
         self.apps.clear()
         self.seats.clear()
         self.room.clear()
@@ -198,6 +215,8 @@ class ClusterView:
         """Take one change; `value` None deletes, `error` says that the value cannot be read. Return the apps touched."""
         if kind == "hosts":
             return self._apply_host(names[0], value, created, error)
+        if kind == "drains":
+            return self._apply_drain(names[0], Drain(by="somebody", reason=error) if error else value)
         if kind == "servers":
             if value is None:
                 self.servers.pop(names[0], None)
@@ -237,6 +256,16 @@ class ClusterView:
         self._weigh(host)
         return self.seated_on(host)
 
+    def _apply_drain(self, host: str, value: Drain | None) -> set[str]:
+        if value is None:
+            self.drains.pop(host, None)
+        else:
+            self.drains[host] = value
+        self._weigh(host)
+        for name in self.seated_on(host):
+            self._index(self.apps[name])
+        return self.seated_on(host)
+
     def expect(self, app: AppView, assignment: Assignment | None) -> None:
         """Count the seats of an assignment already while it is being written, so that many plans spread over the hosts."""
         before = app.assignment.seats if app.assignment else ()
@@ -250,16 +279,18 @@ class ClusterView:
         self._index(app)
 
     def _weigh(self, host: str) -> None:
-        if host not in self.hosts:
+        if host not in self.hosts or host in self.drains:
             self.room.drop(host)
         elif self.room.put(host, self.seats[host], self.hosts[host].host.capacity):
             self.offer()
 
     def _index(self, app: AppView) -> None:
         is_fast = app.registration is not None and app.registration.failover is Failover.FAST
-        self._seated.put(app.name, app.seated_on)
+        awaited = {app.vouchers.host} if app.vouchers else set()  # if that is back, a primary is known to be dead
+        self._seated.put(app.name, app.seated_on | awaited)
         self._fast.put(app.name, app.seated_on if is_fast else frozenset())
-        (self.seatless.add if app.lacks_seat else self.seatless.discard)(app.name)
+        moves = any(host in self.drains for host in app.seated_on)
+        (self.seatless.add if moves or app.lacks_seat else self.seatless.discard)(app.name)
 
     def _apply_to(self, app: AppView, kind: str, names: tuple[str, ...], value: Any, revision: int) -> None:
         if kind == "registrations":
@@ -267,9 +298,11 @@ class ClusterView:
             self._index(app)
         elif kind == "assignments":
             self.expect(app, value)
-            app.assignment_revision = revision if value else 0
+            app.written, app.assignment_revision = value, revision if value else 0
         elif kind == "pauses":
             app.pause, app.pause_revision = value, revision if value else 0
+        elif kind == "requests":
+            app.request, app.request_revision = value, revision if value else 0
         elif kind == "checkpoints":
             app.checkpoint, app.checkpoint_revision = value, revision if value else 0
         elif kind == "insync":

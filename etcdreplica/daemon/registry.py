@@ -32,6 +32,11 @@ async def register(store: Store, registration: Registration, here: str | None) -
             f"{name} is parked ({assignment.reason}): 'etcdreplica resume {name}' has its hosts start it again, 'etcdreplica "
             f"remove {name}' makes room for another registration"
         )
+    if existing and assignment and assignment.state is AssignmentState.STOPPED:
+        raise RefusedError(
+            f"{name} is registered and was {assignment.reason}: 'etcdreplica resume {name}' has its hosts start it again, "
+            f"'etcdreplica remove {name}' makes room for another registration"
+        )
     if existing and registration.plain and evolve(existing.value, origin=registration.origin) == registration:
         return existing.mod_revision
     if existing and (assignment is None or assignment.state is not AssignmentState.COMPLETED):

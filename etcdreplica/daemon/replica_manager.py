@@ -1,8 +1,8 @@
 """The ReplicaManager: compares what is desired with what is observed, and writes the next assignment.
 
 Each write is one transaction, conditional on still being the elected manager and on the assignment it was planned from
-(and on no successor having been called meanwhile, on no pause having begun or ended, and for a replicated object on the
-same in-sync set). So it never matters how stale the view was: a stale plan fails.
+(and on no successor having been called meanwhile, on no pause having begun or ended, on nothing else being asked for by people,
+and for a replicated object on the same in-sync set). So it never matters how stale the view was: a stale plan fails.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ class ReplicaManager:
             conditions.append(Unchanged(called, app.successions.get(old.successor, (0, 0))[1]))
         conditions.append(Unchanged(Key(Kind.PAUSES, ("app", app.name)), app.pause_revision))
         conditions.append(Unchanged(self._cluster_pause, self._view.pause_revision))
+        conditions.append(Unchanged(Key(Kind.REQUESTS, (app.name,)), app.request_revision))
         if app.registration is not None and app.registration.object:  # who may lead depends on it
             conditions.append(Unchanged(Key(Kind.IN_SYNC, (app.name,)), app.in_sync_revision))
         if app.vouchers_revision or (app.registration is not None and app.registration.failsafe):
@@ -153,6 +154,15 @@ class ReplicaManager:
             if seat.incarnation in app.failures:
                 continue  # it has ended, and a pause keeps its seat: nothing may start it again
             yield Put(Key(Kind.PLACEMENTS, (seat.host, app.name)), new.placement(seat))
+        yield from self._forgets(app, plan, new)
+        for event in plan.events:
+            yield Put(Key(Kind.HISTORY, (app.name, str(event.failure.incarnation))), event)
+        kept = max(0, HISTORY_KEPT - len(plan.events)) if new else 0
+        for incarnation in sorted(app.history, reverse=True)[kept:]:
+            yield Delete(Key(Kind.HISTORY, (app.name, str(incarnation))))
+
+    def _forgets(self, app: AppView, plan: Plan, new: Assignment | None) -> Iterable[Delete]:
+        """Delete what has been dealt with, or without a new assignment all there is."""
         for host in app.successions:
             yield Delete(Key(Kind.SUCCESSIONS, (host, app.name)))
         for incarnation in plan.consumed if new else app.failures:
@@ -163,11 +173,8 @@ class ReplicaManager:
             yield Delete(Key(Kind.VOUCHERS, (app.name,)))  # that primary is dead
         if new is None and app.pause:
             yield Delete(Key(Kind.PAUSES, ("app", app.name)))
-        for event in plan.events:
-            yield Put(Key(Kind.HISTORY, (app.name, str(event.failure.incarnation))), event)
-        kept = max(0, HISTORY_KEPT - len(plan.events)) if new else 0
-        for incarnation in sorted(app.history, reverse=True)[kept:]:
-            yield Delete(Key(Kind.HISTORY, (app.name, str(incarnation))))
+        if app.request and (new is None or plan.answered):
+            yield Delete(Key(Kind.REQUESTS, (app.name,)))
 
     async def _write(self, app: AppView, before: Assignment | None, txn: Txn) -> None:
         """Write what the view expects already; `before` is what it takes back if that fails."""

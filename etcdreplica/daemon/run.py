@@ -68,6 +68,7 @@ class Run:
         self._awaited: tuple[Placement, float] | None = None  # a promotion that has to wait until its leases are confirmed
         self._started_at = context.clock()
         self._leaving = False
+        self._at_once = asyncio.Event()  # it is killed and not asked
         self._given_up = False
         self._released = False  # by the guardian
         self._completed = False
@@ -94,6 +95,7 @@ class Run:
         )
         if placement.role is Role.PRIMARY:
             self._promoted.set()
+        self._heed()
 
     @classmethod
     def resume(cls, context: HostContext, ward: WardView, memo: Memo, beside: list[WardView]) -> Run:
@@ -159,6 +161,8 @@ class Run:
         elif placement.role is not self.placement.role:
             self.leave()  # a body cannot be called back: another one starts as backup
         else:
+            if placement.degree != self.placement.degree and self._connection is not None:
+                self._connection.send("degree", degree=placement.degree)
             self.placement = placement
             self._remember()
             if self._plain is not None:
@@ -168,6 +172,14 @@ class Run:
                 self._tell_role()
             if (self._publisher.replica.epoch, self._publisher.replica.successor) != (placement.epoch, placement.successor):
                 self._publisher.show(epoch=placement.epoch, successor=placement.successor)
+        self._heed()
+
+    def _heed(self) -> None:
+        """Hand over if the placement says so: the successor that it names is called once this replica is dead."""
+        if self.placement.leaving is not None:
+            if self.placement.leaving.at_once:
+                self._at_once.set()
+            self.leave()
 
     def succeed(self, succession: Succession) -> None:
         """The primary of the epoch before is dead, and this replica was named to follow it."""
@@ -267,6 +279,8 @@ class Run:
             epoch=placement.epoch,
             incarnation=placement.incarnation,
             pulse=pulse_interval_s(registration.hang_timeout_s),
+            style=registration.style,
+            degree=placement.degree or registration.degree,
             **self._own_deadline(),
             **(welcome_fields(self._context.settings, registration, placement) if registration.object else {}),
         )
@@ -382,7 +396,14 @@ class Run:
     # --- its life --------------------------------------------------------------------------------------------------
 
     async def main(self) -> None:
-        """Live."""
+        """Live, and end. Cancelled, at whatever point, it returns when all is dead and the lease is renewed no longer."""
+        try:
+            await self._end(*await self._life())
+        except asyncio.CancelledError:
+            await self._abandon()
+            raise
+
+    async def _life(self) -> tuple[FailureKind, str]:
         kind, reason = FailureKind.EXIT, "its WatchDog failed"
         try:
             registration = self._registration = await read_registration(self._context.store, self.app)
@@ -391,13 +412,14 @@ class Run:
                 self._begin_plain(registration)
             store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
             if self._ending is not None:  # taken over, and dead already
-                await self._ending
-                return
+                return kind, reason
             self._remember()
             if self._hold.own is None:
                 self._hold.own = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
                 self._remember()
             await self._end_leftovers()
+            if self._publisher.replica.style is None:
+                self._publisher.show(style=registration.style)
             self._publisher.start(self._hold.own)
             await first(self._publisher.claimed.wait(), self._stop.wait(), self._hold.ended())
             if self.process is None and not self._promoted.is_set():
@@ -408,20 +430,13 @@ class Run:
             kind, reason = await self._live(registration) if self.process is not None else self._why()
         except RefusedError as error:
             kind, reason = FailureKind.REFUSED, str(error)
-        except asyncio.CancelledError:
-            await self._abandon()
-            raise
         except Exception as error:  # out of memory, descriptors, disk: this host cannot run it now
             log.exception("%s: could not be run here", self.app)
             kind, reason = FailureKind.REFUSED, f"this host could not run it: {error}"
         finally:
             for connection in (*self._early, *([self._candidate] if self._candidate else [])):
                 connection.refuse(f"{self.app} did not get a place here: {reason}")
-        try:
-            await self._end(kind, reason)
-        except asyncio.CancelledError:
-            await self._abandon()
-            raise
+        return kind, reason
 
     async def _wait_without_program(self, registration: Registration) -> None:
         """Be a backup on which the program does not run, if that is its style. Raises RefusedError when it could not."""
@@ -450,7 +465,7 @@ class Run:
         if self._spawning is not None:
             with contextlib.suppress(RefusedError):
                 self.process = await self._spawning
-        if self.process is not None:
+        if self.process is not None and (self.process.is_child or not self._completed):
             await self.process.kill()
         if self.lease is not None:
             self._context.store.leases.drop(self.lease)
@@ -572,7 +587,7 @@ class Run:
         if self._given_up:
             return FailureKind.HANDOVER, "no longer wanted here"
         if self._leaving:
-            return FailureKind.HANDOVER, "asked to end"
+            return FailureKind.HANDOVER, self.placement.leaving.reason if self.placement.leaving else "asked to end"
         if reason and self._hold.left > 0:
             return FailureKind.EXIT, reason
         if self._plain is not None and self._plain.failure is not None:
@@ -598,8 +613,10 @@ class Run:
 
     async def _end_gently(self, registration: Registration, process: ReplicaProcess) -> None:
         self._publisher.show(state=ReplicaState.STOPPING)
+        if self._at_once.is_set():
+            return
         if self._plain is not None:
-            await first(self._plain.demote(), process.exited, self._hold.ended())
+            await first(self._plain.demote(), process.exited, self._hold.ended(), self._at_once.wait())
         if self._connection is not None:
             self._connection.send("stop")
         else:
@@ -624,7 +641,7 @@ class Run:
     async def _wait_exit(self, process: ReplicaProcess, limit_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                await first(process.exited, self._hold.ended())
+                await first(process.exited, self._hold.ended(), self._at_once.wait())
 
     # --- what it writes --------------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ class Kind(enum.StrEnum):
     HISTORY = "history"  # <app>/<incarnation>
     LEADERS = "leaders"  # <role>/<lease>, candidate's lease
     PAUSES = "pauses"  # app/<app>, or cluster/<cluster>
+    REQUESTS = "requests"  # <app>, under a lease of the one who asks unless it is to stay stopped
+    DRAINS = "drains"  # <host>
     CHECKPOINTS = "checkpoints"  # <app>
     IN_SYNC = "insync"  # <app>, a replicated object
     VOUCHERS = "vouchers"  # <app>, with failsafe
@@ -49,6 +51,8 @@ RECORDS: dict[Kind, type[Any]] = {
     Kind.HISTORY: model.Event,
     Kind.LEADERS: model.Leader,
     Kind.PAUSES: model.Pause,
+    Kind.REQUESTS: model.Request,
+    Kind.DRAINS: model.Drain,
     Kind.CHECKPOINTS: model.Checkpoint,
     Kind.IN_SYNC: model.InSync,
     Kind.VOUCHERS: model.Vouchers,
@@ -69,6 +73,8 @@ _SHAPES: dict[Kind, re.Pattern[str]] = {
         (Kind.HISTORY, f"({_NAME})", f"({_NUMBER})"),
         (Kind.LEADERS, f"({_NAME})", "([0-9a-f]{1,16})"),
         (Kind.PAUSES, "(app|cluster)", f"({_NAME})"),
+        (Kind.REQUESTS, f"({_NAME})"),
+        (Kind.DRAINS, f"({_NAME})"),
         (Kind.CHECKPOINTS, f"({_NAME})"),
         (Kind.IN_SYNC, f"({_NAME})"),
         (Kind.VOUCHERS, f"({_NAME})"),

@@ -59,7 +59,7 @@ def test_crash_loop_is_parked(shared_cluster: LocalCluster, make_worker: MakeWor
     assert (done.returncode, done.stdout) == (0, f"{worker.name} was parked and is started again\n")
     assert cluster.wait_ready(worker.name) > parked.epoch
     again = cli("resume", *cluster.connection, worker.name)
-    assert (again.returncode, again.stdout) == (0, f"{worker.name} was neither paused nor parked\n")
+    assert (again.returncode, again.stdout) == (0, f"{worker.name} was neither paused nor parked nor stopped\n")
 
 
 def test_parked_is_not_started_by_anybody_else(etcd_cluster: LocalCluster, make_worker: MakeWorker, tmp_path: Path) -> None:

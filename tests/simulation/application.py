@@ -122,6 +122,7 @@ class Application(Process):
         kind = message["type"]
         if kind == "welcome":
             self.incarnation = message["incarnation"]
+            self.style = Style(message["style"])  # it may have been changed since this was started
             self.say("page", fd=0)
             self._arm(message)
             self._become(message)

@@ -80,6 +80,8 @@ class Cluster(Network):
         self.witness = Witness()
         self.registrations: dict[str, Registration] = {}
         self.is_healed = False  # all faults have ended
+        self.is_calm = False  # they are those that nobody may notice
+        self.asked: set[tuple[str, int]] = set()  # application and incarnation of primaries that were to hand over
         self.on_exit = self._exited
         self.promoted = self._promoted
         self._people: list[Process] = []
@@ -262,15 +264,24 @@ class Cluster(Network):
                 host = name.partition("/")[2]
                 if event.type:
                     self._host_gone(host)
-                elif self.world.now - self._vanished.get(host, -1.0) < AT_ONCE_S:
-                    del self._vanished[host]  # a manager may have heard of both together
-                    if not self._most_vanished():
-                        self._braking_until = 0.0
+                else:
+                    self._host_back(host)
+            elif name.startswith("assignments/") and not event.type:
+                assignment = decode(Key(Kind.ASSIGNMENTS, (name.partition("/")[2],)), event.kv.value)
+                if assignment.leaving is not None and assignment.primary is not None:
+                    self.asked.add((name, assignment.primary.incarnation))
             elif name.startswith("failures/") and not event.type:
                 self._failed(decode(Key(Kind.FAILURES, tuple(name.split("/")[1:])), event.kv.value))
             elif name.startswith("leaders/superwatchdog/"):
                 self._led_since = self.world.now
         self.say(f"etcd {self.etcd.store.revision}: {' '.join(names)}")
+
+    def _host_back(self, host: str) -> None:
+        """If it was away for a moment only, a manager may have heard of both together."""
+        if self.world.now - self._vanished.get(host, -1.0) < AT_ONCE_S:
+            del self._vanished[host]
+            if not self._most_vanished():
+                self._braking_until = 0.0
 
     def _check_most(self, name: str) -> None:
         """Note since when most hosts that ran something are lost."""

@@ -8,11 +8,14 @@ from typing import TypeVar
 
 from attrs import evolve
 
+from etcdreplica.cli.move import Change
+from etcdreplica.cli.scale import rescale
 from etcdreplica.daemon.registry import register
 from etcdreplica.daemon.waiting import insist
-from etcdreplica.errors import RefusedError
-from etcdreplica.model import Pause, Registration
+from etcdreplica.errors import EtcdReplicaError, RefusedError
+from etcdreplica.model import Ask, Drain, Pause, Registration, Request
 from etcdreplica.store import Delete, Exists, Key, Kind, Put, Store, Txn
+from etcdreplica.words import Style
 from tests.simulation.application import Application
 from tests.simulation.cluster import CLUSTER, ENDPOINTS, Cluster
 from tests.simulation.machine import Process
@@ -20,6 +23,8 @@ from tests.simulation.scenario import App, Fault
 
 T = TypeVar("T")
 Undo = Callable[[], object]
+REQUEST_S = 10.0  # a person waits so long for a change of primary
+EMPTY_S = 20.0  # a drained host is empty by then, if nothing else happens
 
 
 def inject(cluster: Cluster, fault: Fault) -> None:
@@ -63,6 +68,8 @@ def heal(cluster: Cluster) -> None:
         elif host.guardian is None:
             cluster.start_node(host)
     unpause(cluster)
+    undrain(cluster, *cluster.hosts)
+    take_back(cluster, *cluster.registrations)
 
 
 # --- what people do -----------------------------------------------------------------------------------------------------
@@ -143,6 +150,70 @@ def unpause(cluster: Cluster, name: str | None = None) -> None:
 
     async def work(store: Store) -> None:
         await insist("resume", lambda: store.commit(Txn((), tuple(Delete(key) for key in keys))))
+
+    cluster.do(work)
+
+
+def change_primary(cluster: Cluster, name: str, ask: Ask) -> None:
+    """As `etcdreplica switchover` or `failover`."""
+
+    async def work(store: Store) -> None:
+        try:
+            told = await Change(store, ask, name, None).make(dry_run=False, wait=True, timeout=REQUEST_S)
+        except EtcdReplicaError as error:
+            cluster.say(f"refused: {error}")
+        else:
+            cluster.say(f"{ask} of {name}: {told['from']} to {told['to']}")
+
+    cluster.do(work)
+
+
+def stop(cluster: Cluster, name: str) -> None:
+    """As `etcdreplica stop`."""
+    registered, key = Exists(Key(Kind.REGISTRATIONS, (name,))), Key(Kind.REQUESTS, (name,))
+
+    async def work(store: Store) -> None:
+        await insist("stop", lambda: store.commit(Txn((registered,), (Put(key, Request(Ask.STOP, "somebody")),))))
+
+    cluster.do(work)
+
+
+def take_back(cluster: Cluster, *names: str) -> None:
+    """As `etcdreplica resume` of what is stopped."""
+
+    async def work(store: Store) -> None:
+        await insist("start", lambda: store.commit(Txn((), tuple(Delete(Key(Kind.REQUESTS, (name,))) for name in names))))
+
+    cluster.do(work)
+
+
+def scale(cluster: Cluster, name: str, degree: int, style: Style) -> None:
+    """As `etcdreplica scale`."""
+
+    async def work(store: Store) -> None:
+        try:
+            await rescale(store, name, degree, style, timeout=None)
+        except EtcdReplicaError as error:
+            cluster.say(f"refused: {error}")
+
+    cluster.registrations[name] = evolve(cluster.registrations[name], degree=degree, style=style)
+    cluster.do(work)
+
+
+def drain(cluster: Cluster, host: str) -> None:
+    """As `etcdreplica drain`."""
+
+    async def work(store: Store) -> None:
+        await insist("drain", lambda: store.commit(Txn((), (Put(Key(Kind.DRAINS, (host,)), Drain("somebody")),))))
+
+    cluster.do(work)
+
+
+def undrain(cluster: Cluster, *hosts: str) -> None:
+    """As `etcdreplica undrain`."""
+
+    async def work(store: Store) -> None:
+        await insist("undrain", lambda: store.commit(Txn((), tuple(Delete(Key(Kind.DRAINS, (host,))) for host in hosts))))
 
     cluster.do(work)
 
@@ -377,6 +448,39 @@ def _pause_all(cluster: Cluster, fault: Fault) -> Undo:
     return lambda: unpause(cluster)
 
 
+def _change(ask: Ask) -> Callable[[Cluster, Fault], None]:
+    return lambda cluster, fault: change_primary(cluster, fault.target, ask)
+
+
+def _scale(cluster: Cluster, fault: Fault) -> None:
+    degree = 1 + int(fault.how * min(3, len(cluster.hosts)))
+    scale(cluster, fault.target, degree, list(Style)[int(fault.how * 100) % len(Style)])
+
+
+def _stop_app(cluster: Cluster, fault: Fault) -> Undo:
+    stop(cluster, fault.target)
+    return lambda: take_back(cluster, fault.target)
+
+
+def _drain(cluster: Cluster, fault: Fault) -> Undo:
+    drain(cluster, fault.target)
+
+    def end() -> None:
+        if cluster.is_calm and fault.lasts > EMPTY_S:
+            _check_drained(cluster, fault.target)
+        undrain(cluster, fault.target)
+
+    return end
+
+
+def _check_drained(cluster: Cluster, host: str) -> None:
+    """Nothing is there any more but copies that no other host can take, and no primary."""
+    for (name,), assignment in cluster.records(Kind.ASSIGNMENTS).items():
+        stays = [seat for seat in assignment.seats if seat.host == host]
+        if assignment.primary in stays or (stays and cluster.registrations[name].degree < len(cluster.hosts)):
+            cluster.complain(f"{name} is still on {host}, which is drained: {assignment}")
+
+
 def _on_etcd(share: Callable[[Cluster, Fault], object]) -> Callable[[Cluster, Fault], Undo | None]:
     def do(cluster: Cluster, fault: Fault) -> None:
         share(cluster, fault)
@@ -417,4 +521,9 @@ _DO: dict[str, Callable[[Cluster, Fault], Undo | None]] = {
     "register again": _register_again,
     "pause": _pause,
     "pause all": _pause_all,
+    "scale": _scale,
+    "switchover": _change(Ask.SWITCHOVER),
+    "failover": _change(Ask.FAILOVER),
+    "stop application": _stop_app,
+    "drain": _drain,
 }

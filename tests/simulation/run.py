@@ -109,11 +109,13 @@ def _play(world: World, scenario: Scenario) -> Result:
 
 def _stays_calm(cluster: Cluster, scenario: Scenario, end: float) -> None:
     cluster.world.run_until(WARM_UP_S - 0.1)
+    cluster.is_calm = True
     before = cluster.witness.promotions
     cluster.complaints += [f"not up after {WARM_UP_S:g} s: {trouble}" for trouble in _troubles(cluster)]
-    cluster.world.run_until(end + 2.0)
-    if cluster.witness.promotions != before:
-        cluster.complaints.append(f"{cluster.witness.promotions - before} fail-overs of healthy applications")
+    cluster.world.run_until(end + 2.0 + max(app.registration.stop_timeout_s for app in scenario.apps))
+    if cluster.witness.promotions != before + len(cluster.asked):
+        promotions = cluster.witness.promotions - before
+        cluster.complaints.append(f"{promotions} promotions, of which people have asked for {len(cluster.asked)}")
     for app in scenario.apps:
         if not any(copy.acts for copy in cluster.copies(app.registration.name)):
             cluster.complaints.append(f"the healthy primary of {app.registration.name} is gone")

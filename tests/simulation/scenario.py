@@ -99,6 +99,11 @@ STORM: dict[str, tuple[float, str, float]] = {
     "register again": (2, _APP, 0),
     "pause": (1, _APP, 2),
     "pause all": (0.5, _NOBODY, 2),
+    "scale": (2, _APP, 0),
+    "switchover": (2, _APP, 0),
+    "failover": (1, _APP, 0),
+    "stop application": (1, _APP, 2),
+    "drain": (2, _HOST, 4),
 }
 CALM: dict[str, tuple[float, str, float]] = {
     "kill WatchDog": (2, _HOST, 0),
@@ -115,6 +120,8 @@ CALM: dict[str, tuple[float, str, float]] = {
     "etcd compacts": (2, _NOBODY, 0),
     "streams break": (2, _NOBODY, 0),
     "streams fall silent": (1, _NOBODY, 0),
+    "switchover": (1, _APP, 0),
+    "drain": (1, _HOST, 8),
 }
 
 

@@ -16,7 +16,9 @@ from etcdreplica.core.planner import decide
 from etcdreplica.core.restarts import RestartPolicy, restart_delay_s
 from etcdreplica.core.view import AppView, ClusterView
 from etcdreplica.model import (
+    Ask,
     Assignment,
+    Drain,
     Event,
     Failure,
     FailureKind,
@@ -27,6 +29,7 @@ from etcdreplica.model import (
     Registration,
     Replica,
     ReplicaState,
+    Request,
     Seat,
     Succession,
 )
@@ -132,6 +135,20 @@ class World:
         """End it."""
         self.commit(("pauses", ("cluster", "test") if cluster else ("app", APP), None))
 
+    def ask(self, ask: Ask, to: str | None = None) -> None:
+        """Ask for something with the application under test, as the command line does."""
+        primary = self.assignment().primary
+        request = Request(ask, "ann@desk", primary.incarnation if primary else 0, to)
+        self.commit(("requests", (APP,), request))
+
+    def drain(self, *hosts: str) -> None:
+        """Drain hosts."""
+        self.commit(*(("drains", (host,), Drain("ann@desk")) for host in hosts))
+
+    def undrain(self, *hosts: str) -> None:
+        """End that."""
+        self.commit(*(("drains", (host,), None) for host in hosts))
+
     def recent(self) -> int:
         """How many failures the manager counts in the window."""
         return len(self.memories[APP].recent or {})
@@ -235,6 +252,7 @@ class World:
         most = HISTORY_KEPT - len(plan.events) if new else 0
         operations += [("history", (name, str(i)), None) for i in sorted(app.history, reverse=True)[most:]]
         operations += [("pauses", ("app", name), None)] if new is None else []
+        operations += [("requests", (name,), None)] if new is None or plan.answered else []
         self.commit(*operations)
 
 

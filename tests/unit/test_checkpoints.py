@@ -77,6 +77,18 @@ def test_not_durable_in_time(server: ServerEnd, checkpoints: Checkpoints) -> Non
     assert (caught.value.reached, caught.value.wanted) == (1, 2)
 
 
+def test_another_degree_counts_at_once(server: ServerEnd, checkpoints: Checkpoints) -> None:
+    """Whoever waits for two hosts when one is enough from now on is told when one has it."""
+    call = saving(checkpoints, b"state")
+    connection = server.accept()
+    assert connection.expect("store")["copies"] == 2
+    checkpoints.want(1)
+    message = connection.expect("store")
+    assert (message["sequence"], message["copies"], message["wait"]) == (1, 1, True)
+    connection.send("reached", sequence=1, hosts=1, done=True, trouble="")
+    assert call.result() is None
+
+
 def test_without_a_server_nothing_is_durable(server: ServerEnd, checkpoints: Checkpoints) -> None:
     """Waiting ends in time; not waiting is not even noticed."""
     server.vanish()

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from etcdreplica.core.planner import ZONE, _Step, decide
+from etcdreplica.core.draft import ZONE
+from etcdreplica.core.planner import _Step, decide
 from etcdreplica.core.room import Occupants, Room
 from etcdreplica.core.view import Loss
-from etcdreplica.model import AssignmentState, Checkpoint, Failure, FailureKind, Pause
+from etcdreplica.model import AssignmentState, Checkpoint, Drain, Failure, FailureKind, Pause
 from etcdreplica.words import Failover, Role
 from tests.unit.planner_world import SETTINGS, World
 
@@ -23,7 +24,7 @@ ZONES = ("", "east", "west")
 hosts, apps = st.sampled_from(HOSTS), st.sampled_from(APPS)
 
 
-def best_of_all(step: _Step, *, primary: bool, silent: bool) -> str | None:
+def best_of_all(step: _Step, *, primary: bool, silent: bool, drained: bool) -> str | None:
     """Rank every host, as the planner did when it still looked at all of them."""
     view, app = step.cluster, step.app
     taken = {seat.host for seat in (*step.draft.seats, *((step.draft.again,) if step.draft.again else ()))}
@@ -38,6 +39,7 @@ def best_of_all(step: _Step, *, primary: bool, silent: bool) -> str | None:
 
     free = [host for host in view.hosts if host not in taken and view.is_silent(host) is silent and step._allowed(host)]
     free = [host for host in free if not primary or step._may_lead(host)]
+    free = [host for host in free if (host in view.drains) is drained and (not drained or host in app.seated_on)]
     return min(free, key=rank, default=None)
 
 
@@ -92,12 +94,13 @@ class IndexMachine(RuleBasedStateMachine):
         """The host for a new seat is the one that looking at all of them finds."""
         for name, app in self.world.view.apps.items():
             if app.registration is not None and app.assignment is not None:
-                for primary, silent in ((False, False), (True, False), (True, True)):
+                every = ((p, s, d) for p in (False, True) for s in (False, True) for d in (False, True))
+                for primary, silent, drained in every:
                     memory = copy.deepcopy(self.world.memories[name])
                     step = _Step(app, app.registration, self.world.view, memory, self.world.now, SETTINGS)
                     step.draft = app.assignment
-                    expected = best_of_all(step, primary=primary, silent=silent)
-                    found = step._new_seat(primary=primary, silent=silent)
+                    expected = best_of_all(step, primary=primary, silent=silent, drained=drained)
+                    found = step._new_seat(primary=primary, silent=silent, drained=drained)
                     assert (found.host if found else None) == expected
 
     @invariant()
@@ -197,6 +200,11 @@ class IndexMachine(RuleBasedStateMachine):
         view.offer()  # as `daemon.manager` does
         self.world.touched |= view.seated_on(host)
         self.world.report_losses()
+
+    @rule(host=hosts, on=st.booleans())
+    def drain(self, host: str, on: bool) -> None:
+        """Drain a host, or end that."""
+        self.world.commit(("drains", (host,), Drain("ann") if on else None))
 
     @rule(name=apps, holders=st.sets(hosts, min_size=1))
     def keep(self, name: str, holders: set[str]) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from etcdreplica.model import (
+    Ask,
     Assignment,
     AssignmentState,
     Failure,
@@ -162,6 +163,24 @@ class ClusterMachine(RuleBasedStateMachine):
         """End a pause."""
         self.world.unpause(cluster=cluster)
 
+    @precondition(lambda self: APP in self.world.view.apps)
+    @rule(ask=st.sampled_from(Ask), to=st.none() | hosts)
+    def ask(self, ask: Ask, to: str | None) -> None:
+        """Ask for a change of primary, or to stop."""
+        if self.world.app().registration is not None and self.world.app().request is None and self.assigned() is not None:
+            self.world.ask(ask, to)
+
+    @precondition(lambda self: APP in self.world.view.apps)
+    @rule()
+    def take_back(self) -> None:
+        """Start it again; or what was asked for has waited for too long."""
+        self.world.commit(("requests", (APP,), None))
+
+    @rule(host=hosts, on=st.booleans())
+    def drain(self, host: str, on: bool) -> None:
+        """Drain a host, or end that."""
+        self.world.drain(host) if on else self.world.undrain(host)
+
     # --- hosts -----------------------------------------------------------------------------------------------------
 
     @rule(host=hosts)
@@ -220,6 +239,12 @@ class ClusterMachine(RuleBasedStateMachine):
                 self.promoted(host)
             else:
                 run.placement = placement
+            self.heed(run)
+
+    def heed(self, run: Run) -> None:
+        """Have a primary end that is to hand over."""
+        if run.placement.leaving is not None and not run.is_stopping:
+            run.is_stopping, run.stopping = True, FailureKind.HANDOVER
 
     def give_up(self, run: Run | None) -> None:
         """Begin to end a replica that is wanted no longer."""
@@ -235,6 +260,7 @@ class ClusterMachine(RuleBasedStateMachine):
             self.end(host, FailureKind.REFUSED)
         else:
             self.show(host)
+            self.heed(self.runs[host])
 
     @rule(host=hosts)
     def take_succession(self, host: str) -> None:
@@ -457,11 +483,11 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @invariant()
     def seats_are_in_order(self) -> None:
-        """Distinct allowed hosts, never more than the degree, each incarnation in one seat and once only."""
+        """Distinct allowed hosts, at most the degree and what drains replace, each incarnation in one seat and once only."""
         current = self.assigned()
         seats = current.seats if current else ()
         assert len({seat.host for seat in seats}) == len(seats)
-        assert len(seats) <= self.degree
+        assert len(seats) <= 2 * self.degree
         assert {seat.host for seat in seats} <= self.allowed
         for seat in seats:
             assert self.incarnations.setdefault(seat.incarnation, seat) == seat
@@ -484,6 +510,15 @@ class ClusterMachine(RuleBasedStateMachine):
         self.broken.clear()
         for cluster in (False, True):
             self.unpause(cluster)
+        self._come_to_rest()
+        self._check_what_people_want()
+        self.world.undrain(*HOSTS)
+        if APP in self.world.view.apps:
+            self.take_back()
+        self._come_to_rest()
+        self._check_converged()
+
+    def _come_to_rest(self) -> None:
         for _ in range(ROUNDS):
             before = self.world.view.revision
             wake_at = self._settle()
@@ -498,7 +533,22 @@ class ClusterMachine(RuleBasedStateMachine):
                 self.world.now = max(self.world.now, wake_at)
         else:
             raise AssertionError(f"no rest after {ROUNDS} rounds: {self.assigned()} {self.runs}")
-        self._check_converged()
+
+    def _check_what_people_want(self) -> None:
+        """What is to be stopped does not run, and nothing is on a drained host that another one could take."""
+        app, current = self.world.view.apps.get(APP), self.assigned()
+        if app is None or current is None or app.registration is None:
+            return
+        if app.request is not None and app.request.ask is Ask.STOP:
+            assert current.state in (AssignmentState.STOPPED, AssignmentState.COMPLETED, AssignmentState.FAILED)
+            assert not self.runs
+        if current.state is not AssignmentState.ACTIVE or self.ladder["object"]:  # nobody brings its new copies in sync here
+            return
+        able = self.allowed & set(self.world.view.hosts) - set(self.world.view.drains)
+        lasting = {seat.host for seat in current.seats} & able
+        assert len(lasting) == min(self.degree, len(able))
+        assert len(lasting) < self.degree or len(current.seats) == self.degree
+        assert not able or (current.primary is not None and current.primary.host in able)
 
     def _settle(self) -> float | None:
         """Let everybody act once; return when the manager wants to look again."""
