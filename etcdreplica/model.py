@@ -380,10 +380,10 @@ class Placement:
     successor: str | None = None
     peers: tuple[str, ...] = ()  # the hosts of the other seats, which hold the same checkpoints
     born: int = 0  # as in the assignment
-    primary: str | None = None  # of a backup: the host of its primary, if there is one
     in_doubt: bool = False  # as in the assignment
     leaving: Leaving | None = None  # this primary is to hand over
     degree: int = 0  # as in the registration: on so many hosts checkpoints are to be
+    primary: str | None = None  # of a backup: the host of its primary, if there is one
 
     def promoted(self) -> Placement:
         """Return what this becomes when its host succeeds a dead primary."""

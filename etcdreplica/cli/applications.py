@@ -41,8 +41,9 @@ class Change:
     def note(self) -> str:
         """What a person should know besides."""
         name = self.after.name
-        if self.kind == "unchanged" and self.state == "failed":
-            return f"it is parked: 'etcdreplica resume {name}' starts it again"
+        if self.kind == "unchanged" and self.state in ("failed", "stopped"):
+            word = "parked" if self.state == "failed" else "stopped"
+            return f"it is {word}: 'etcdreplica resume {name}' starts it again"
         if self.kind == "unchanged" and self.state == "completed":
             return f"it has completed: 'etcdreplica remove {name}' makes room for a new start"
         late = [key for key in self.differences if key.partition(".")[0] not in LIVE | {"labels"}]

@@ -118,7 +118,7 @@ class Change:
             async for view in views:  # again when something has changed before the request was written
                 app = registered(view, self._name)
                 assert app.registration is not None
-                self._timeout = app.registration.stop_timeout_s + MARGIN_S if timeout is None else timeout
+                self._timeout = app.registration.end_timeout_s + MARGIN_S if timeout is None else timeout
                 told = self._plan(app, view)
                 if dry_run or told["from"] == told["to"]:
                     return {**told, "dry_run": dry_run}

@@ -625,7 +625,7 @@ class Run:
         if self._at_once.is_set():
             return
         if self._plain is not None:
-            await first(self._plain.demote(), process.exited, self._hold.ended())
+            await first(self._plain.demote(), process.exited, self._hold.ended(), self._at_once.wait())
         if self._connection is not None:
             self._connection.send("stop")
         else:
