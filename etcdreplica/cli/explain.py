@@ -13,7 +13,7 @@ from etcdreplica.cli.show import read_view
 from etcdreplica.cli.texts import printed, table
 
 
-@click.command("explain", short_help="Say why an application is where it is, and what it waits for.")
+@click.command("explain", short_help="Say why an application is where it is.")
 @connection_options
 @output_option
 @click.argument("name", shell_complete=applications)

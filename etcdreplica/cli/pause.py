@@ -114,7 +114,7 @@ async def _tell_late(store: Store, late: set[str], timeout: float, again: str) -
     )
 
 
-@click.command("resume", short_help="End a pause, and start parked or stopped applications again.")
+@click.command("resume", short_help="End a pause; start again what is parked or stopped.")
 @connection_options
 @all_option
 @output_option
