@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from etcdreplica.cli.options import output_option
+from etcdreplica.cli.texts import printed
 from etcdreplica.words import Failover, Style
 
 
@@ -223,9 +223,7 @@ def _say(what: str) -> None:
 
 def _finish(result: dict[str, Any], output: str, more: Callable[[], list[str]] = list) -> None:
     """Print a result, as a table with more lines below it, and exit with 1 if it is not as it should be."""
-    if output == "json":
-        click.echo(json.dumps(result, indent=2))
-    else:
+    if not printed(result, output):
         _print(result)
         for line in more():
             click.echo(line)
