@@ -61,6 +61,7 @@ NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.VOUCHERS: ("shop",),
     Kind.ORIGIN: ("shop",),
     Kind.SERVERS: ("a",),
+    Kind.VOUCHERS: ("shop",),
 }
 LEAST: dict[Kind, Any] = {
     Kind.HOSTS: Host("10.0.0.1", 1),
@@ -81,6 +82,7 @@ LEAST: dict[Kind, Any] = {
     Kind.VOUCHERS: Vouchers(5, 7, "a", 3, ()),
     Kind.ORIGIN: Origin("1f"),
     Kind.SERVERS: Server("10.0.0.1:7002", 1),
+    Kind.VOUCHERS: Vouchers(5, 7, "a", 1, ()),
 }
 FULL: dict[Kind, Any] = {
     Kind.HOSTS: Host("10.0.0.1", 1, {"zone": "x"}, 5, "0.1.0", 1e9, "10.0.0.1:7001"),
@@ -136,6 +138,7 @@ FULL: dict[Kind, Any] = {
     Kind.IN_SYNC: InSync(2**62, 2**62, (Member("a", 2**62), Member("b", 8))),
     Kind.ORIGIN: Origin("1f", "1e", 2**60, "ann@a"),
     Kind.SERVERS: Server("10.0.0.1:7002", 1, "0.1.0", {"shop": "5-1: its header is damaged"}),
+    Kind.VOUCHERS: Vouchers(2**62, 2**62, "a", 2**62, ("b", "c")),
 }
 
 
