@@ -13,6 +13,7 @@ import click
 
 from etcdreplica.app.protocol import GUARDIAN_ENV
 from etcdreplica.cli.options import CHECKPOINT_OPTIONS, daemon_store, host_options, manager_options, node_settings
+from etcdreplica.errors import ConfigurationError
 
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
 
@@ -183,6 +184,11 @@ def _without_port(arguments: list[str]) -> Iterator[str]:
 def _be_guarded() -> None:
     """Become the guardian of this host, which runs this very command again as its WatchDog; then, go on."""
     if GUARDIAN_ENV not in os.environ:
+        if os.getpid() == 1:
+            raise ConfigurationError(
+                "a node cannot be process 1 of a container, which no timer of the kernel could end in time: give the container "
+                "an init (docker run --init; in a compose file init: true; in a pod shareProcessNamespace: true)"
+            )
         guardian = (sys.executable, "-m", "etcdreplica.guardian", *_THIS, *sys.argv[1:])
         os.execv(guardian[0], guardian)  # noqa: S606
 
