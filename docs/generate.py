@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from reference import api_page, cli_page
+
 from etcdreplica.core.lifecycle import PROMOTABLE, diagram
 
 HERE = Path(__file__).parent
@@ -20,7 +22,7 @@ Written by `make docs` from `etcdreplica/core/lifecycle.py`; do not edit.
 
 A backup can take over without waiting in the states {", ".join(sorted(PROMOTABLE))}.
 """
-PAGES = {"state-machines.md": STATE_MACHINES}
+PAGES = {"state-machines.md": STATE_MACHINES, "cli.md": cli_page(), "api.md": api_page()}
 
 
 def main() -> int:
