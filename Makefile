@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test unit integration simulation lab lint format bench docs proto clean
+.PHONY: help setup demo test unit integration simulation lab matrix lint format bench docs proto clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -33,6 +33,14 @@ simulation: $(READY)  ## the control plane on simulated hosts: SEEDS=1000 FIRST_
 
 lab: $(READY)    ## random faults on hosts in network namespaces (LAB_MINUTES=60 for long, LAB_SEED= to repeat); needs root
 	$(BIN)/pytest tests/lab
+
+matrix:          ## the unit tests with each Python from 3.11 to 3.14 that is on PATH
+	@ran=0; for version in 3.11 3.12 3.13 3.14; do \
+		if ! python$$version -c '' 2>/dev/null; then echo "python$$version: not here"; continue; fi; \
+		venv=build/matrix/$$version; echo "python$$version: $$(python$$version --version) $$(uname -m)"; \
+		python$$version -m venv $$venv && $$venv/bin/python -m pip install -q --disable-pip-version-check -e '.[dev,docs,embedded]' \
+			&& $$venv/bin/pytest -q tests/unit || exit 1; ran=$$((ran + 1)); \
+	done; echo "unit tests passed with $$ran of 4 versions of Python"; test $$ran -gt 0
 
 lint: $(READY)   ## style, types, layers
 	$(BIN)/ruff check .
