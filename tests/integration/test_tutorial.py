@@ -1,6 +1,6 @@
 """docs/tutorial.md, followed to the letter: its files written, its commands typed into terminals, its promises compared.
 
-It happens in namespaces of its own, as on a machine where nothing else runs: port 2379, /run and /var/lib are those of a root user.
+It happens in namespaces, as on a machine of its own: port 2379, /run and /var/lib are those of a root user.
 """
 
 from __future__ import annotations
