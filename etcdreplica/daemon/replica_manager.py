@@ -133,6 +133,9 @@ class ReplicaManager:
             conditions.append(Unchanged(Key(Kind.IN_SYNC, (app.name,)), app.in_sync_revision))
         kept = [seat.incarnation for seat in new.seats if seat.incarnation not in app.failures] if new else []
         conditions += [Unchanged(Key(Kind.FAILURES, (app.name, str(number))), 0) for number in kept]  # none failed meanwhile
+        left = [seat for seat in old.seats if new is None or seat not in new.seats] if old else []
+        unseen = [seat.host for seat in left if seat.incarnation not in app.failures and seat.host not in app.replicas]
+        conditions += [Unchanged(Key(Kind.REPLICAS, (app.name, host)), 0) for host in unseen]  # nor has it begun at last
         return Txn(tuple(conditions), tuple(self._operations(app, plan, old, new)))
 
     def _operations(self, app: AppView, plan: Plan, old: Assignment | None, new: Assignment | None) -> Iterable[Operation]:

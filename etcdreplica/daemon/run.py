@@ -33,7 +33,7 @@ from etcdreplica.daemon.vitals import Vitals
 from etcdreplica.daemon.waiting import first, insist
 from etcdreplica.errors import ProtocolError, RefusedError, StoreError
 from etcdreplica.model import Failure, FailureKind, Placement, Registration, Replica, ReplicaState, Succession
-from etcdreplica.store import Key, Kind, Lease, Txn
+from etcdreplica.store import Key, Kind, Lease, Txn, Unchanged
 from etcdreplica.words import Keep, Role, Style
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class Run:
                 placement.incarnation, placement.epoch, placement.role, ReplicaState.STARTING, successor=placement.successor
             ),
             self._remember,
+            lambda: Unchanged(Key(Kind.PLACEMENTS, (context.host, app)), self._revision),
         )
         if placement.role is Role.PRIMARY:
             self._promoted.set()
@@ -102,6 +103,7 @@ class Run:
             deadline = context.lease.deadline if ward.until is None else ward.until + context.settings.timing.kernel_margin_s
             run._hold.own = context.store.leases.resume(memo.lease, memo.ttl_s, deadline)
         if ward.pid is not None:
+            run._publisher.claimed.set()
             run.process = context.machine.process(context.guard, ward)
             run.process.on_exit = run._on_exit
         return run
@@ -133,6 +135,7 @@ class Run:
         if placement.epoch < self.placement.epoch or revision <= self._revision:
             return  # written before a succession that has already happened here
         self._revision = revision
+        self._publisher.placed()
         if self._in_sync is not None:
             self._in_sync.placed()
         if placement.role is Role.PRIMARY and self.placement.role is Role.BACKUP:
@@ -318,13 +321,15 @@ class Run:
                 self._hold.own = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
                 self._remember()
             self._publisher.start(self._hold.own)
+            await first(self._publisher.claimed.wait(), self._stop.wait(), self._hold.ended())
             if registration.style is Style.COLD and self.process is None and not self._promoted.is_set():
                 self._context.machine.process.check(
                     registration.program_on(self._context.host)
                 )  # what is started at once is checked there
                 self._publisher.show(state=ReplicaState.STANDBY)
                 await first(self._promoted.wait(), self._stop.wait(), self._hold.ended())
-            if self.process is not None or (not self._stop.is_set() and self._hold.left > 0):
+            may_begin = self._publisher.claimed.is_set() and not self._stop.is_set() and self._hold.left > 0
+            if self.process is not None or may_begin:
                 await self._start(registration)
             kind, reason = await self._live(registration) if self.process is not None else self._why()
         except RefusedError as error:

@@ -40,6 +40,7 @@ from tests.simulation.machine import (
 
 ENDPOINTS = ("etcd-a:2379", "etcd-b:2379", "etcd-c:2379")
 RESTART_NODE_S = 1.0  # systemd starts an ended node again after this
+AT_ONCE_S = 0.05
 CLUSTER = "sim"
 _ROOT = len(f"/etcdreplica/{CLUSTER}/")
 
@@ -260,6 +261,8 @@ class Cluster(Network):
                 host = name.partition("/")[2]
                 if event.type:
                     self._host_gone(host)
+                elif self.world.now - self._vanished.get(host, -1.0) < AT_ONCE_S:
+                    del self._vanished[host]  # a manager may have heard of both together
             elif name.startswith("failures/") and not event.type:
                 self._failed(decode(Key(Kind.FAILURES, tuple(name.split("/")[1:])), event.kv.value))
             elif name.startswith("leaders/superwatchdog/"):

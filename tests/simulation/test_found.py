@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from etcdreplica.core.timing import Timing
+from etcdreplica.daemon.publisher import Publisher
 from etcdreplica.model import Program, Registration, ReplicaState
 from etcdreplica.store import Kind
 from etcdreplica.testing.simulated_loop import World, simulated_world
@@ -14,8 +17,8 @@ from etcdreplica.words import Style
 from tests.simulation.application import Application
 from tests.simulation.cluster import ENDPOINTS, Cluster
 from tests.simulation.faults import enrol, inject, remove
-from tests.simulation.run import seeded
-from tests.simulation.scenario import Fault
+from tests.simulation.run import run, seeded
+from tests.simulation.scenario import App, Fault, Scenario
 
 Step = tuple[float, Callable[[Cluster], object]]
 APP = "shop"
@@ -114,3 +117,28 @@ def test_a_copy_that_hangs_while_its_watchdog_is_replaced() -> None:
         return "".join(event.failure.kind for event in cluster.records(Kind.HISTORY).values())
 
     assert play([(20.0, hang_and_replace)], 50.0, reason) == "hang"
+
+
+def test_a_placement_that_a_host_learns_of_too_late() -> None:
+    """A host that hears late of a seat it had before a removal does not begin there: the new primary is elsewhere."""
+    registration = Registration(
+        "app-0", Style.WARM, 1, Program((), "/"), stop_timeout_s=0.1, hang_timeout_s=3.0, max_restarts=0
+    )  # the next one has degree 2
+    faults = (
+        Fault(22.910, "streams break", how=0.112),
+        Fault(22.931, "stop host", "host-b", 6.182, 0.855),
+        Fault(22.941, "stop copy", "app-0", 4.476, 0.428),
+        Fault(27.159, "slow answers", "host-b", 9.9, 0.234),
+        Fault(37.4711, "register again", "app-0", how=0.261),
+        Fault(37.4777, "cut off", "host-b", 0.827, 0.508),
+    )
+    schedule = Scenario(1004007, 2, "calm", calm=False, apps=(App(registration),), faults=faults)
+    assert not run(schedule).violations
+    begin = Publisher.__init__
+
+    def careless(self: Publisher, *what: Any) -> None:
+        begin(self, *what)
+        self.claimed.set()
+
+    with patch.object(Publisher, "__init__", careless):
+        assert any("two primaries" in violation for violation in run(schedule).violations)
