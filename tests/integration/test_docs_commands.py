@@ -103,17 +103,29 @@ class Reader:
         return done.stdout
 
 
-@pytest.fixture
-def reader(etcd_server: EmbeddedEtcd, tmp_path: Path) -> Iterator[Reader]:
+@pytest.fixture(scope="module")
+def reader(etcd_server: EmbeddedEtcd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     """One on three hosts, with the program of the tutorial at work."""
     with LocalCluster(3, etcd=etcd_server, cluster=unique("docs"), lease_ttl_s=LASTING_TTL_S) as cluster:
         program = next(block for block in blocks(ROOT / "docs/tutorial.md") if block.title == "counter.py")
-        (tmp_path / "counter.py").write_text(program.text)
-        reader = Reader(cluster, tmp_path)
+        directory = tmp_path_factory.mktemp("reader")
+        (directory / "counter.py").write_text(program.text)
+        reader = Reader(cluster, directory)
         reader.type("etcdreplica start --detach counter.py")
         cluster.wait_ready("counter")
-        eventually((tmp_path / "counter.txt").exists, "the first checkpoint")
+        eventually((directory / "counter.txt").exists, "the first checkpoint")
         yield reader
+
+
+def test_the_example_of_compose(reader: Reader) -> None:
+    """It counts, and each number is durable on two hosts."""
+    shutil.copy(ROOT / "compose/example.py", reader.directory)
+    reader.type("etcdreplica start --detach example.py")
+    reader.cluster.wait_ready("example")
+    host, _ = reader.cluster.primary("example")
+    log = reader.cluster.hosts[host].directory / "logs" / "example.log"
+    eventually(lambda: f"3 by {host}" in log.read_text(), "it to count")
+    assert f"{host} begins at 0, epoch " in log.read_text()
 
 
 def count(reader: Reader) -> int:
@@ -152,7 +164,7 @@ def test_commands_that_look_and_the_backup(reader: Reader) -> None:
     eventually(lambda: count(reader) < stood_at, "the application to begin with what was exported")
     assert count(reader) >= exported_by
     reader.type("etcdreplica remove NAME")
-    assert "counter" not in reader.type("etcdreplica list")
+    assert "counter" not in reader.type("etcdreplica list").split()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
