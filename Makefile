@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+unexport PYTHONDONTWRITEBYTECODE  # tests start a thousand processes: with it, each would compile all that it imports
+
 .PHONY: help setup demo test unit integration simulation lab matrix lint format bench docs proto clean
 
 help:            ## this list

@@ -24,6 +24,7 @@ from etcdreplica.words import (
     Style,
     check_count,
     check_degree,
+    check_failsafe,
     check_hang_timeout,
     check_name,
     check_probe,
@@ -137,6 +138,8 @@ class Registration:
 
     `object`: it is a replicated object, whose updates go to every copy in its in-sync set, and which takes none while they are
     fewer than `min_in_sync`. `durable`: each copy has them on its disk, and they outlive the end of all copies.
+
+    `failsafe`: its primary runs on without its lease while all hosts of its backups vouch for it (`core.failsafe`).
     """
 
     name: str = field()
@@ -159,6 +162,7 @@ class Registration:
     object: bool = False
     min_in_sync: int = 1
     durable: bool = False
+    failsafe: bool = False
 
     @name.validator
     def _check_name(self, _: Any, value: Any) -> None:
@@ -181,6 +185,7 @@ class Registration:
         check_count("max_restarts", self.max_restarts)
         check_seconds("restart_window", self.restart_window_s, 1)
         check_replication(self.object, self.degree, self.min_in_sync, self.durable)
+        check_failsafe(self.failsafe, self.degree)
 
     def program_on(self, host: str) -> Program:
         """Return the program as a host is to run it."""
@@ -249,6 +254,7 @@ class Assignment:
     here: int = 0  # how often in a row its primary was started again on its own host
     again: Seat | None = None  # a primary that failed, and is to be started again on its host after the wait
     born: int = 0  # below every epoch of this application since it was registered; what is older belongs to another one
+    in_doubt: bool = False  # the primary before this one may still run, vouched for by the host of this one
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -266,6 +272,7 @@ class Assignment:
             successor=self.successor if primary else None,
             peers=tuple(other.host for other in self.seats if other != seat),
             born=self.born,
+            in_doubt=primary and self.in_doubt,
         )
 
 
@@ -280,6 +287,7 @@ class Placement:
     successor: str | None = None
     peers: tuple[str, ...] = ()  # the hosts of the other seats, which hold the same checkpoints
     born: int = 0  # as in the assignment
+    in_doubt: bool = False  # as in the assignment
 
     def promoted(self) -> Placement:
         """Return what this becomes when its host succeeds a dead primary."""
@@ -371,6 +379,20 @@ class InSync:
     epoch: int
     primary: int
     members: tuple[Member, ...]
+
+
+@frozen
+class Vouchers:
+    """The hosts that must vouch for a primary that runs on without its lease (`core.failsafe`); none: it does not.
+
+    Written by its WatchDog, in its stay `session`.
+    """
+
+    epoch: int
+    incarnation: int
+    host: str
+    session: int
+    hosts: tuple[str, ...]
 
 
 @frozen

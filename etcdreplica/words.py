@@ -127,6 +127,15 @@ def check_replication(replicated: object, degree: int, min_in_sync: object, dura
         raise UsageError("min_in_sync and durable are settings of replicated objects, and this is none")
 
 
+def check_failsafe(failsafe: object, degree: int) -> bool:
+    """Return whether a primary may run on without its lease; that takes backups that vouch for it."""
+    if not isinstance(failsafe, bool):
+        raise UsageError(f"failsafe is True or False, not {failsafe!r}")
+    if failsafe and degree < 2:
+        raise UsageError("failsafe needs a degree of 2 or more: the hosts of the backups vouch for the primary")
+    return failsafe
+
+
 def check_stop_timeout(value: object) -> float:
     """Return seconds that a copy may take to end."""
     return check_seconds("stop_timeout", value, 0, MAX_STOP_TIMEOUT_S)

@@ -19,6 +19,7 @@ from etcdreplica.words import (
     Style,
     check_count,
     check_degree,
+    check_failsafe,
     check_hang_timeout,
     check_name,
     check_probe,
@@ -81,6 +82,7 @@ def protected(
     on_checkpoint: Callable[[Any], Any] | None = None,
     min_in_sync: int = 1,
     durable: bool = False,
+    failsafe: bool = False,
     overrides: Mapping[str, Override] | None = None,
 ) -> Protect: ...
 def protected(
@@ -107,6 +109,7 @@ def protected(
     on_checkpoint: Callable[[Any], Any] | None = None,
     min_in_sync: int = 1,
     durable: bool = False,
+    failsafe: bool = False,
     overrides: Mapping[str, Override] | None = None,
 ) -> Any:
     """Protect a function, an `async def` or a class: this process becomes a replica of an application.
@@ -145,6 +148,8 @@ def protected(
         min_in_sync: of a replicated object: updates are refused while fewer copies are in sync.
         durable: of a replicated object: each update is on the disks of all in-sync copies before it is acknowledged, so that
             nothing is lost when all of them end at once.
+        failsafe: let the primary run on while etcd is away, as long as the nodes of all its backups can be reached and vouch
+            that none of them takes over (docs/etcd-outage.md). Needs a degree of 2 and nodes that reach each other.
         overrides: by host name, what differs there (interpreter, command, directory, environment).
 
     Raises:
@@ -168,6 +173,7 @@ def protected(
         "max_restarts": check_count("max_restarts", max_restarts),
         "restart_window_s": check_seconds("restart_window", restart_window, 1),
         "failover": parse_failover(failover).value,
+        "failsafe": check_failsafe(failsafe, check_degree(degree, allowed)),
         "overrides": {check_name("host name", host): _plain(given) for host, given in (overrides or {}).items()},
     }
     if name is not None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from attrs import Factory, define, evolve, field
 
+from etcdreplica.core.failsafe import in_doubt
 from etcdreplica.core.lifecycle import PROMOTABLE
 from etcdreplica.core.plan import Decision, Memory, Plan, PlannerSettings
 from etcdreplica.core.restarts import (
@@ -39,7 +40,7 @@ def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, setti
     if any(not key.startswith((DERIVED, STATE)) for key in app.corrupt):
         return Decision()  # nobody can tell what is right until somebody mends the value
     if registration is None or (old and old.state is AssignmentState.REMOVING):
-        return _remove(app)
+        return _remove(app, cluster)
     step = _Step(app, registration, cluster, memory, now, settings)
     if app.pause or cluster.pause:
         return step.hold_still()
@@ -49,13 +50,13 @@ def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, setti
     return step.decide()
 
 
-def _remove(app: AppView) -> Decision:
+def _remove(app: AppView, cluster: ClusterView) -> Decision:
     old = app.assignment
     if old is None:
-        return Decision(Plan(None) if app.failures or app.pause else None)
+        return Decision(Plan(None) if app.failures or app.pause or app.vouchers else None)
     if old.state is not AssignmentState.REMOVING:
         return Decision(Plan(_vacated(old, AssignmentState.REMOVING, "being removed"), tuple(app.failures)))
-    return Decision(Plan(None) if not app.replicas else None)
+    return Decision(Plan(None) if not app.replicas and in_doubt(app, cluster) is None else None)
 
 
 def _vacated(assignment: Assignment, state: AssignmentState, reason: str) -> Assignment:
@@ -144,7 +145,9 @@ class _Step:
         seat = next((s for s in draft.backups if s.host == draft.successor), None)
         if seat and died == draft.primary.incarnation:
             backups = tuple(s for s in draft.backups if s != seat)
-            self.draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups, successor=None, here=0)
+            self.draft = evolve(
+                draft, epoch=draft.epoch + 1, primary=seat, backups=backups, successor=None, here=0, in_doubt=False
+            )
 
     def _take_done(self) -> None:
         """A body that returned on any seat completes the application everywhere."""
@@ -248,7 +251,8 @@ class _Step:
         draft = evolve(self.draft, again=None, here=self.draft.here + 1 if here else 0)
         if seat is not None:
             backups = tuple(backup for backup in draft.backups if backup != seat)
-            draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups)
+            doubt = in_doubt(self.app, self.cluster) is not None
+            draft = evolve(draft, epoch=draft.epoch + 1, primary=seat, backups=backups, in_doubt=doubt)
         self.draft = draft
 
     @property
@@ -263,11 +267,18 @@ class _Step:
 
     def _may_lead(self, host: str) -> bool:
         """Whether a host may lead when no copy has the state: one that has the log, if the object has a durable one."""
-        return not (self.registration.durable and self._members) or host in {member.host for member in self._members}
+        has_log = not (self.registration.durable and self._members) or host in {member.host for member in self._members}
+        return has_log and self._may_follow(host)
+
+    def _may_follow(self, host: str) -> bool:
+        """Whether a host may lead after the last primary: if that may still run, one that had to vouch for it."""
+        doubt = in_doubt(self.app, self.cluster)
+        return doubt is None or host in (doubt.host, *doubt.hosts)
 
     def _next_primary(self) -> Seat | None:
         standing = self._standing()
         able = standing or tuple(seat for seat in self.draft.backups if self._may_lead(seat.host))
+        able = tuple(seat for seat in able if self._may_follow(seat.host))
         alive = [seat for seat in able if self._is_up(seat)]
         alive = [seat for seat in alive if not self.cluster.is_silent(seat.host)] or alive
         ready = [seat for seat in alive if self._promotable(seat)]
@@ -403,7 +414,11 @@ class _Step:
         self.draft = evolve(draft, state=state, degraded=missing > 0, reason=reason)
 
     def _awaited(self) -> str:
-        """Say which hosts alone may lead a replicated object, if not every host may."""
+        """Say which hosts alone may lead, if not every host may."""
+        doubt = in_doubt(self.app, self.cluster)
+        if doubt is not None:
+            who = " or ".join(sorted({doubt.host, *doubt.hosts}))
+            return f"waiting for {who}: its primary on {doubt.host} may still run (failsafe), and only they can tell"
         standing = self._standing()
         if not standing and not self.registration.durable:
             return ""

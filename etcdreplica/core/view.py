@@ -21,6 +21,7 @@ from etcdreplica.model import (
     Replica,
     Seat,
     Server,
+    Vouchers,
 )
 from etcdreplica.words import Failover
 
@@ -67,6 +68,8 @@ class AppView:
     checkpoint_revision: int = 0
     in_sync: InSync | None = None
     in_sync_revision: int = 0
+    vouchers: Vouchers | None = None
+    vouchers_revision: int = 0
 
     @property
     def born(self) -> int:
@@ -94,11 +97,12 @@ class AppView:
 
     @property
     def seated_on(self) -> frozenset[str]:
-        """The hosts on which it has a seat, or is to have one again."""
+        """The hosts on which it has a seat, or is to have one again, or whose return tells that a primary is dead."""
         if self.assignment is None:
             return frozenset()
         again = (self.assignment.again,) if self.assignment.again else ()
-        return frozenset(seat.host for seat in (*self.assignment.seats, *again))
+        vouched = (self.vouchers.host,) if self.vouchers else ()
+        return frozenset((*(seat.host for seat in (*self.assignment.seats, *again)), *vouched))
 
     @property
     def lacks_seat(self) -> bool:
@@ -111,7 +115,8 @@ class AppView:
 
     def is_empty(self) -> bool:
         """Whether nothing of the application is left in etcd."""
-        return not (self.registration or self.assignment or self.replicas or self.failures or self.corrupt or self.pause)
+        there = self.registration or self.assignment or self.replicas or self.failures
+        return not (there or self.corrupt or self.pause or self.vouchers)
 
 
 @define
@@ -269,6 +274,9 @@ class ClusterView:
             app.checkpoint, app.checkpoint_revision = value, revision if value else 0
         elif kind == "insync":
             app.in_sync, app.in_sync_revision = value, revision if value else 0
+        elif kind == "vouchers":
+            app.vouchers, app.vouchers_revision = value, revision if value else 0
+            self._index(app)
         elif kind == "history":
             (app.history.discard if value is None else app.history.add)(int(names[1]))
         else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from attrs import frozen
 
 from etcdreplica.clock import Clock
+from etcdreplica.daemon.failsafe import Failsafe
 from etcdreplica.daemon.guard import Guard
 from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.objects import Copies
@@ -28,6 +30,8 @@ class HostContext:
     state: StateFile
     copies: Copies
     machine: Machine
+    failsafe: Failsafe
+    extended: Callable[[], None]  # to be called when what runs here may run for longer
     session: int
     lease: Lease  # of the host
 

@@ -22,7 +22,7 @@ class Machine:
 
     pid: Callable[[], int] = os.getpid
     app_server: Callable[[Path, OnHello], AppServer] = AppServer
-    peer_server: Callable[[NodeSettings, Callable[[], int]], PeerServer] = PeerServer
+    peer_server: Callable[[NodeSettings, Callable[[], int], Callable[[str, int], bool]], PeerServer] = PeerServer
     state_file: Callable[[Path], StateFile] = StateFile
     process: type[ReplicaProcess] = ReplicaProcess
     status_page: Callable[[int, int], StatusPage] = StatusPage

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from collections.abc import Mapping
+
+from attrs import Factory, frozen
 
 from etcdreplica.model import Placement, Replica
 
@@ -16,7 +18,7 @@ CHECKPOINTS = "@checkpoints"
 class Memo:
     """One incarnation: where it stands, and under which lease. `ended`: it is over, and must not be begun again.
 
-    `object`: it is a copy of a replicated object.
+    `object`: it is a copy of a replicated object. `vouchers`: with failsafe, who must vouch for it, and where they answer.
     """
 
     placement: Placement
@@ -26,6 +28,7 @@ class Memo:
     ttl_s: float = 0.0
     ended: bool = False
     object: bool = False
+    vouchers: Mapping[str, str] = Factory(dict)
 
 
 @frozen

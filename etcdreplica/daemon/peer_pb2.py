@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65tcdreplica/daemon/peer.proto\x12\x13\x65tcdreplica.peer.v1\"\r\n\x0bPingRequest\"*\n\tPingReply\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x03\"4\n\x0ePingViaRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\twithin_ms\x18\x02 \x01(\r\"?\n\x0cPingViaReply\x12/\n\x07reached\x18\x01 \x01(\x0b\x32\x1e.etcdreplica.peer.v1.PingReply2\xa3\x01\n\x04Peer\x12H\n\x04Ping\x12 .etcdreplica.peer.v1.PingRequest\x1a\x1e.etcdreplica.peer.v1.PingReply\x12Q\n\x07PingVia\x12#.etcdreplica.peer.v1.PingViaRequest\x1a!.etcdreplica.peer.v1.PingViaReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65tcdreplica/daemon/peer.proto\x12\x13\x65tcdreplica.peer.v1\"\r\n\x0bPingRequest\"*\n\tPingReply\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x03\"4\n\x0ePingViaRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\twithin_ms\x18\x02 \x01(\r\"?\n\x0cPingViaReply\x12/\n\x07reached\x18\x01 \x01(\x0b\x32\x1e.etcdreplica.peer.v1.PingReply\"|\n\x0cVouchRequest\x12=\n\x06\x65pochs\x18\x01 \x03(\x0b\x32-.etcdreplica.peer.v1.VouchRequest.EpochsEntry\x1a-\n\x0b\x45pochsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\",\n\nVouchReply\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x10\n\x08promised\x18\x02 \x03(\t2\xf0\x01\n\x04Peer\x12H\n\x04Ping\x12 .etcdreplica.peer.v1.PingRequest\x1a\x1e.etcdreplica.peer.v1.PingReply\x12Q\n\x07PingVia\x12#.etcdreplica.peer.v1.PingViaRequest\x1a!.etcdreplica.peer.v1.PingViaReply\x12K\n\x05Vouch\x12!.etcdreplica.peer.v1.VouchRequest\x1a\x1f.etcdreplica.peer.v1.VouchReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'etcdreplica.daemon.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_VOUCHREQUEST_EPOCHSENTRY']._loaded_options = None
+  _globals['_VOUCHREQUEST_EPOCHSENTRY']._serialized_options = b'8\001'
   _globals['_PINGREQUEST']._serialized_start=54
   _globals['_PINGREQUEST']._serialized_end=67
   _globals['_PINGREPLY']._serialized_start=69
@@ -39,6 +41,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PINGVIAREQUEST']._serialized_end=165
   _globals['_PINGVIAREPLY']._serialized_start=167
   _globals['_PINGVIAREPLY']._serialized_end=230
-  _globals['_PEER']._serialized_start=233
-  _globals['_PEER']._serialized_end=396
+  _globals['_VOUCHREQUEST']._serialized_start=232
+  _globals['_VOUCHREQUEST']._serialized_end=356
+  _globals['_VOUCHREQUEST_EPOCHSENTRY']._serialized_start=311
+  _globals['_VOUCHREQUEST_EPOCHSENTRY']._serialized_end=356
+  _globals['_VOUCHREPLY']._serialized_start=358
+  _globals['_VOUCHREPLY']._serialized_end=402
+  _globals['_PEER']._serialized_start=405
+  _globals['_PEER']._serialized_end=645
 # @@protoc_insertion_point(module_scope)

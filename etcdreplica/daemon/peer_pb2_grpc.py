@@ -44,6 +44,11 @@ class PeerStub:
                 request_serializer=etcdreplica_dot_daemon_dot_peer__pb2.PingViaRequest.SerializeToString,
                 response_deserializer=etcdreplica_dot_daemon_dot_peer__pb2.PingViaReply.FromString,
                 _registered_method=True)
+        self.Vouch = channel.unary_unary(
+                '/etcdreplica.peer.v1.Peer/Vouch',
+                request_serializer=etcdreplica_dot_daemon_dot_peer__pb2.VouchRequest.SerializeToString,
+                response_deserializer=etcdreplica_dot_daemon_dot_peer__pb2.VouchReply.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -63,6 +68,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Vouch(self, request, context):
+        """Ask this WatchDog to let no copy of some applications begin to lead for a while (failsafe).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.PingVia,
                     request_deserializer=etcdreplica_dot_daemon_dot_peer__pb2.PingViaRequest.FromString,
                     response_serializer=etcdreplica_dot_daemon_dot_peer__pb2.PingViaReply.SerializeToString,
+            ),
+            'Vouch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Vouch,
+                    request_deserializer=etcdreplica_dot_daemon_dot_peer__pb2.VouchRequest.FromString,
+                    response_serializer=etcdreplica_dot_daemon_dot_peer__pb2.VouchReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class Peer:
             '/etcdreplica.peer.v1.Peer/PingVia',
             etcdreplica_dot_daemon_dot_peer__pb2.PingViaRequest.SerializeToString,
             etcdreplica_dot_daemon_dot_peer__pb2.PingViaReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Vouch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/etcdreplica.peer.v1.Peer/Vouch',
+            etcdreplica_dot_daemon_dot_peer__pb2.VouchRequest.SerializeToString,
+            etcdreplica_dot_daemon_dot_peer__pb2.VouchReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,4 +1,4 @@
-"""How WatchDogs of different hosts talk: each answers pings, and pings another one for whoever asks it to.
+"""How WatchDogs of different hosts talk: each answers pings, pings another one for whoever asks it to, and vouches.
 
 An answer names the host and its session, so that neither another host at the same address nor a later stay of the same
 host can speak for the one that was asked. Without TLS `NodeSettings` refuses to listen beyond this machine.
@@ -7,7 +7,7 @@ host can speak for the one that was asked. Without TLS `NodeSettings` refuses to
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -40,14 +40,18 @@ class Answer:
 
 
 class PeerServer:
-    """Answers other hosts. `session` says which stay of this host it is, 0 for none."""
+    """Answers other hosts. `session` says which stay of this host it is, 0 for none; `vouch` whether it vouches for a primary.
 
-    def __init__(self, settings: NodeSettings, session: Callable[[], int]) -> None:
+    `client` asks them.
+    """
+
+    def __init__(self, settings: NodeSettings, session: Callable[[], int], vouch: Callable[[str, int], bool]) -> None:
         self.address = ""  # what other hosts are told, once started
         self._settings = settings
         self._session = session
+        self._vouch = vouch
         self._server: Any = None
-        self._client = PeerClient(settings.peer_tls)
+        self.client = PeerClient(settings.peer_tls)
 
     async def start(self) -> None:
         """Listen. Raises ConfigurationError when the address cannot be had."""
@@ -60,7 +64,7 @@ class PeerServer:
 
     async def stop(self) -> None:
         """Answer no longer."""
-        await self._client.close()
+        await self.client.close()
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
@@ -71,8 +75,12 @@ class PeerServer:
 
     async def PingVia(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Try to reach another host for the one that asks."""
-        answer = await self._client.ping(request.address, min(request.within_ms / 1000, MAX_VIA_S))
+        answer = await self.client.ping(request.address, min(request.within_ms / 1000, MAX_VIA_S))
         return pb.PingViaReply(reached=pb.PingReply(host=answer.host, session=answer.session) if answer else None)
+
+    async def Vouch(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Promise, for primaries of other hosts, that no copy here begins to lead for a while."""
+        return pb.VouchReply(host=self._settings.host, promised=[a for a, e in request.epochs.items() if self._vouch(a, e)])
 
 
 class PeerClient:
@@ -101,6 +109,11 @@ class PeerClient:
         if reply is None or not reply.HasField("reached"):
             return reply is not None, None
         return True, Answer(reply.reached.host, reply.reached.session)
+
+    async def vouch(self, host: str, address: str, epochs: Mapping[str, int], within_s: float) -> frozenset[str]:
+        """Ask a host to vouch for primaries, given with their epochs; return those for which it does."""
+        reply = await self._call(address, "Vouch", pb.VouchRequest(epochs=epochs), within_s) if address else None
+        return frozenset(reply.promised) if reply is not None and reply.host == host else frozenset()
 
     async def is_refused(self, address: str, within_s: float) -> bool:
         """Whether nobody listens there, on a machine that can be reached."""

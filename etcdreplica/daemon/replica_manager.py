@@ -16,6 +16,7 @@ from heapq import heappop, heappush
 from attrs import evolve
 
 from etcdreplica.clock import Clock
+from etcdreplica.core.failsafe import in_doubt
 from etcdreplica.core.plan import HISTORY_KEPT, Memory, Plan, PlannerSettings
 from etcdreplica.core.planner import decide
 from etcdreplica.core.view import AppView, ClusterView
@@ -131,6 +132,8 @@ class ReplicaManager:
         conditions.append(Unchanged(self._cluster_pause, self._view.pause_revision))
         if app.registration is not None and app.registration.object:  # who may lead depends on it
             conditions.append(Unchanged(Key(Kind.IN_SYNC, (app.name,)), app.in_sync_revision))
+        if app.vouchers_revision or (app.registration is not None and app.registration.failsafe):
+            conditions.append(Unchanged(Key(Kind.VOUCHERS, (app.name,)), app.vouchers_revision))
         kept = [seat.incarnation for seat in new.seats if seat.incarnation not in app.failures] if new else []
         conditions += [Unchanged(Key(Kind.FAILURES, (app.name, str(number))), 0) for number in kept]  # none failed meanwhile
         left = [seat for seat in old.seats if new is None or seat not in new.seats] if old else []
@@ -156,6 +159,8 @@ class ReplicaManager:
             yield Delete(Key(Kind.FAILURES, (app.name, str(incarnation))))
         if new is None:
             yield from (Delete(Key(kind, (app.name,))) for kind in (Kind.CHECKPOINTS, Kind.IN_SYNC))
+        if app.vouchers is not None and (new is None or in_doubt(app, self._view) is None):
+            yield Delete(Key(Kind.VOUCHERS, (app.name,)))  # that primary is dead
         if new is None and app.pause:
             yield Delete(Key(Kind.PAUSES, ("app", app.name)))
         for event in plan.events:

@@ -18,9 +18,11 @@ from typing import Any
 from attrs import evolve
 
 from etcdreplica.app.protocol import INCARNATION_ENV, SOCKET_ENV, Message
+from etcdreplica.core.failsafe import ASK_AFTER
 from etcdreplica.core.hang import look_interval_s, pulse_interval_s
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
+from etcdreplica.daemon.failsafe import Backing, release
 from etcdreplica.daemon.guard import WardView
 from etcdreplica.daemon.hold import Hold
 from etcdreplica.daemon.memo import Memo
@@ -59,6 +61,8 @@ class Run:
         self._early: list[AppConnection] = []
         self._registration: Registration | None = None
         self._in_sync: InSyncSet | None = None  # of a replicated object
+        self.backing = Backing()  # with failsafe
+        self._awaited: tuple[Placement, float] | None = None  # a promotion that has to wait until its leases are confirmed
         self._started_at = context.clock()
         self._leaving = False
         self._given_up = False
@@ -93,6 +97,8 @@ class Run:
         """Take over what an earlier WatchDog of this host began, its process and its lease."""
         run = cls(context, ward.ward, memo.placement, memo.revision, None)
         run._replicate(memo.object)
+        if memo.vouchers:
+            run.backing = Backing([frozenset(memo.vouchers)], dict(memo.vouchers))
         if memo.replica is not None:
             run._publisher.replica = memo.replica
             run._publisher.revision = None
@@ -135,6 +141,7 @@ class Run:
         if placement.epoch < self.placement.epoch or revision <= self._revision:
             return  # written before a succession that has already happened here
         self._revision = revision
+        self._awaited = None
         self._publisher.placed()
         if self._in_sync is not None:
             self._in_sync.placed()
@@ -145,6 +152,7 @@ class Run:
         else:
             self.placement = placement
             self._remember()
+            self._seek_vouchers()
             if self._publisher.replica.epoch != placement.epoch:
                 self._tell_role()
             if (self._publisher.replica.epoch, self._publisher.replica.successor) != (placement.epoch, placement.successor):
@@ -158,11 +166,14 @@ class Run:
             self.promote(self.placement.promoted(), self._context.clock())
 
     def promote(self, placement: Placement, decided_at: float) -> None:
-        """Become primary, unless this replica cannot hold its own lease any more."""
-        if self._hold.left <= 0:
+        """Become primary, once etcd has confirmed that this replica holds its leases."""
+        if self._hold.confirmed_left <= 0:
+            self._awaited = placement, decided_at
             return
+        self._awaited = None
         self.placement = placement
         self._promoted.set()
+        self._seek_vouchers()
         promoted_at = self._context.clock()
         self._tell_role()
         self._publisher.show(
@@ -182,6 +193,35 @@ class Run:
         """End this replica and hand its role over: this host, or somebody at it, wants it to end."""
         self._leaving = True
         self._stop.set()
+
+    # --- failsafe --------------------------------------------------------------------------------------------------
+
+    @property
+    def standing(self) -> tuple[Placement, int]:
+        """Its placement, and the mod revision of that."""
+        return self.placement, self._revision
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it is a primary that runs, and its leases have not been confirmed for long."""
+        margin_s, ttl_s = self._context.settings.timing.fence_margin_s, self._context.settings.lease_ttl_s
+        is_running = self.placement.role is Role.PRIMARY and self._ending is None and not self._stop.is_set()
+        return is_running and self._hold.confirmed_left + margin_s < (1 - ASK_AFTER) * ttl_s and self._hold.left > 0
+
+    def vouched(self, until: float) -> None:
+        """Run on until then, also without a lease; but what is about to end does."""
+        if self._ending is not None or self._hold.left <= 0:
+            return
+        self._hold.vouched(until)
+        self._context.extended()
+
+    def backed(self) -> None:
+        """Keep who must vouch for it for the next WatchDog."""
+        self._remember()
+
+    def _seek_vouchers(self) -> None:
+        if self._registration is not None and self._registration.failsafe and self.placement.role is Role.PRIMARY:
+            self._context.failsafe.note(self)
 
     # --- what the process tells ------------------------------------------------------------------------------------
 
@@ -224,7 +264,9 @@ class Run:
             self._publisher.show(state=ReplicaState.READY)
 
     def renewed(self) -> None:
-        """Tell a process that has no guardian that its deadline has moved."""
+        """Its deadline has moved: tell a process that has no guardian."""
+        if self._awaited is not None:
+            self.promote(*self._awaited)
         if self._connection is not None and (deadline := self._own_deadline()):
             self._connection.send("renew", **deadline)
 
@@ -328,6 +370,7 @@ class Run:
                 )  # what is started at once is checked there
                 self._publisher.show(state=ReplicaState.STANDBY)
                 await first(self._promoted.wait(), self._stop.wait(), self._hold.ended())
+            self._seek_vouchers()
             may_begin = self._publisher.claimed.is_set() and not self._stop.is_set() and self._hold.left > 0
             if self.process is not None or may_begin:
                 await self._start(registration)
@@ -343,7 +386,11 @@ class Run:
         finally:
             for connection in (*self._early, *([self._candidate] if self._candidate else [])):
                 connection.refuse(f"{self.app} did not get a place here: {reason}")
-        await self._end(kind, reason)
+        try:
+            await self._end(kind, reason)
+        except asyncio.CancelledError:
+            await self._abandon()
+            raise
 
     async def _abandon(self) -> None:
         """The session is over, and etcd is to learn of the end from the lease."""
@@ -503,12 +550,15 @@ class Run:
 
     async def _finish(self, kind: FailureKind, reason: str) -> None:
         """See that it is dead, report the end and call the successor in one transaction, then give the lease up."""
+        self._context.failsafe.drop(self)
         self._publisher.stop()  # nothing may show the replica again
         self._vitals.end()
         if self.process is not None and not self._completed:
             await self.process.kill()
         quiet = self._completed or self._given_up
         if self.lease is not None and quiet:
+            if self._registration is None or self._registration.failsafe:  # no failure tells that it is dead
+                await insist(f"releasing {self.app}", lambda: release(self._context.store, self.app, self.placement))
             await self._commit(withdrawal(self.app, self._context.host, self.lease.id))
         elif not quiet:
             await self._commit(self._report(kind, reason))
@@ -551,7 +601,15 @@ class Run:
         lease = self.lease
         lease_id, ttl_s = (lease.id, lease.ttl_s) if lease else (None, 0.0)
         is_object = self._in_sync is not None
-        memo = Memo(self.placement, self._revision, self._publisher.replica, lease_id, ttl_s, object=is_object)
+        memo = Memo(
+            self.placement,
+            self._revision,
+            self._publisher.replica,
+            lease_id,
+            ttl_s,
+            object=is_object,
+            vouchers=self.backing.settled,
+        )
         self._context.guard.keep(self.app, memo, self.until)
 
     async def _commit(self, txn: Txn) -> None:

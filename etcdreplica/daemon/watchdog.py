@@ -20,9 +20,11 @@ import msgspec
 import etcdreplica
 from etcdreplica.app.protocol import Message
 from etcdreplica.clock import Clock, boottime
+from etcdreplica.core.failsafe import Promises
 from etcdreplica.core.hang import Awake
 from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
+from etcdreplica.daemon.failsafe import Failsafe
 from etcdreplica.daemon.guard import Guard, WardView
 from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.memo import OPENING, SESSION, Memo, SessionMemo
@@ -35,6 +37,7 @@ from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
 from etcdreplica.model import Host, Placement, Registration, Succession
 from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
+from etcdreplica.words import Role
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,10 @@ class WatchDog:
         self._context: HostContext | None = None  # None also while a session ends: nothing new begins in it
         self._lease: Lease | None = None  # of the session, to its very end
         self._server = self._machine.app_server(settings.socket_path, self._on_hello)
-        self._peers = self._machine.peer_server(settings, lambda: self._context.session if self._context else 0)
+        session = lambda: self._context.session if self._context else 0  # noqa: E731
+        self._peers = self._machine.peer_server(settings, session, self.vouch)
+        self._promises = Promises(clock())
+        self._deferred: dict[str, tuple[Placement, asyncio.TimerHandle]] = {}  # promotions that wait until promises are over
         self._state = self._machine.state_file(settings.state_dir)
         self._copies = Copies(store)
         self._runs: dict[str, Run] = {}
@@ -119,7 +125,8 @@ class WatchDog:
         if self._lease is None:
             return
         deadlines = {app: run.until for app, run in self._runs.items() if run.until is not None}
-        self.guard.until({**deadlines, SESSION: self._lease.deadline - self.settings.timing.kernel_margin_s})
+        session = max(self._lease.deadline, self._lease.kept_until)
+        self.guard.until({**deadlines, SESSION: session - self.settings.timing.kernel_margin_s})
         for run in self._runs.values():
             run.renewed()
 
@@ -155,12 +162,16 @@ class WatchDog:
                 self._place(entry.key.names[1], entry.value, entry.mod_revision)
         if kind is Kind.PLACEMENTS and isinstance(batch, Snapshot):
             wanted = {entry.key.names[1] for entry in batch.entries}
-            for app in {*self._runs, *self._next} - wanted:
+            for app in {*self._runs, *self._next, *self._deferred} - wanted:
                 self._place(app, None, batch.revision)
 
     def _place(self, app: str, placement: Placement | None, revision: int) -> None:
         run = self._runs.get(app)
         context = self._context
+        if app in self._deferred:
+            self._deferred.pop(app)[1].cancel()
+        if placement is not None and self._must_wait(app, placement, revision):
+            return
         if placement is None or context is None or placement.session != context.session:
             self._next.pop(app, None)
             if run is not None:
@@ -176,6 +187,33 @@ class WatchDog:
         else:
             self._next[app] = (placement, revision)
             run.stop()
+
+    # --- failsafe: what is promised to primaries of other hosts ------------------------------------------------------
+
+    def vouch(self, app: str, epoch: int) -> bool:
+        """Promise a primary elsewhere that no copy here begins to lead for a while; it may rely on that without its lease."""
+        run = self._runs.get(app)
+        known = [run.placement] if run else []
+        known += [waiting[app][0] for waiting in (self._next, self._deferred) if app in waiting]
+        called = app in self._successions and self._successions[app].epoch > epoch
+        if called or any(placement.role is Role.PRIMARY or placement.epoch > epoch for placement in known):
+            return False
+        until = self._promises.give(app, self.clock())
+        if run is not None:
+            run.vouched(until)  # it is needed as long as its primary
+        return True
+
+    def _must_wait(self, app: str, placement: Placement, revision: int) -> bool:
+        """Put off a promotion while the primary before may rely on what this host has promised."""
+        run = self._runs.get(app)
+        leads = run is not None and run.placement.incarnation == placement.incarnation and run.placement.role is Role.PRIMARY
+        wait_s = self._promises.free_at(app) - self.clock()
+        if leads or placement.role is not Role.PRIMARY or not placement.in_doubt or wait_s <= 0:
+            return False
+        again = asyncio.get_running_loop().call_later(wait_s, self._place, app, placement, revision)
+        self._deferred[app] = placement, again
+        log.warning("%s: waits %.1f s with leading: the primary before may still run", app, wait_s)
+        return True
 
     def _succeed(self, entry: Entry) -> None:
         app = entry.key.names[1]
@@ -311,6 +349,8 @@ class WatchDog:
             self._state,
             self._copies,
             self._machine,
+            Failsafe(self._store, self.settings.host, session, self.clock, self._peers.client),
+            lambda: self._on_confirm(lease),
             session=session,
             lease=lease,
         )
@@ -398,6 +438,11 @@ class WatchDog:
 
     async def _end_session(self, lease: Lease) -> None:
         """End every replica; the host lease goes last, when nothing runs under this session any more."""
+        if self._context is not None:
+            self._context.failsafe.stop()
+        for _, again in self._deferred.values():
+            again.cancel()
+        self._deferred.clear()
         self._context = None
         self._past.add(lease.id)
         self._next.clear()

@@ -33,6 +33,7 @@ class Kind(enum.StrEnum):
     PAUSES = "pauses"  # app/<app>, or cluster/<cluster>
     CHECKPOINTS = "checkpoints"  # <app>
     IN_SYNC = "insync"  # <app>, a replicated object
+    VOUCHERS = "vouchers"  # <app>, with failsafe
     ORIGIN = "origin"  # <cluster>
     SERVERS = "servers"  # <host>, its CheckpointServer's lease
 
@@ -50,6 +51,7 @@ RECORDS: dict[Kind, type[Any]] = {
     Kind.PAUSES: model.Pause,
     Kind.CHECKPOINTS: model.Checkpoint,
     Kind.IN_SYNC: model.InSync,
+    Kind.VOUCHERS: model.Vouchers,
     Kind.ORIGIN: model.Origin,
     Kind.SERVERS: model.Server,
 }
@@ -69,6 +71,7 @@ _SHAPES: dict[Kind, re.Pattern[str]] = {
         (Kind.PAUSES, "(app|cluster)", f"({_NAME})"),
         (Kind.CHECKPOINTS, f"({_NAME})"),
         (Kind.IN_SYNC, f"({_NAME})"),
+        (Kind.VOUCHERS, f"({_NAME})"),
         (Kind.ORIGIN, f"({_NAME})"),
         (Kind.SERVERS, f"({_NAME})"),
     )

@@ -32,12 +32,17 @@ STREAMS = 8  # one message at a time is under way on each: with hundreds of leas
 
 
 class Lease:
-    """One lease. `deadline` is on the keeper's clock; `lost` is done once the lease cannot be relied on."""
+    """One lease. `deadline` is on the keeper's clock; `lost` is done once the lease cannot be relied on.
+
+    Until `kept_until` it is not given up, although it may have ended: who relies on `deadline` must look at that.
+    """
 
     def __init__(self, lease_id: int, ttl_s: float, sent_at: float) -> None:
         self.id = lease_id
         self.ttl_s = ttl_s
         self.deadline = sent_at + ttl_s
+        self.kept_until = 0.0
+        self.is_confirmed = True  # by etcd, to this process
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.sent: deque[float] = deque()
         self.renew_after(sent_at)
@@ -52,8 +57,13 @@ class Lease:
         if not self.lost.done():
             self.lost.set_result(reason)
 
+    def keep(self, until: float) -> None:
+        """Go on renewing it at least until then."""
+        self.kept_until = max(self.kept_until, until)
+
     def confirm(self, ttl_s: float) -> None:
         """Take the answer to the oldest renewal under way."""
+        self.is_confirmed = True
         if self.sent:
             self.deadline = max(self.deadline, self.sent.popleft() + ttl_s)
 
@@ -127,6 +137,7 @@ class LeaseKeeper:
         """Go on renewing a lease that an earlier process of this host held, confirmed until `deadline`."""
         lease = Lease(lease_id, ttl_s, deadline - ttl_s)
         lease.renew_at = self._clock()
+        lease.is_confirmed = False
         self._hold(lease)
         return lease
 
@@ -188,9 +199,10 @@ class LeaseKeeper:
     async def _expire(self) -> None:
         while True:
             for lease in list(self._leases.values()):
-                if lease.deadline <= self._clock():
+                if max(lease.deadline, lease.kept_until) <= self._clock():
                     self._forget(lease, f"not renewed for {lease.ttl_s:g} s")
-            await self._expiry.wait(min((lease.deadline for lease in self._leases.values()), default=None))
+            ends = (max(lease.deadline, lease.kept_until) for lease in self._leases.values())
+            await self._expiry.wait(min(ends, default=None))
 
     def _take(self, answer: Any) -> None:
         lease = self._leases.get(answer.ID)

@@ -159,7 +159,10 @@ def node(host: str, directory: Path, listen: str = "127.0.0.1:0") -> NodeSetting
 async def test_ping_and_ping_via(tmp_path: Path) -> None:
     """Each server says who it is and which stay it is, directly and through another one."""
     session = 0
-    near, far = PeerServer(node("near", tmp_path), lambda: 5), PeerServer(node("far", tmp_path), lambda: session)
+    near, far = (
+        PeerServer(node("near", tmp_path), lambda: 5, lambda app, epoch: False),
+        PeerServer(node("far", tmp_path), lambda: session, lambda app, epoch: False),
+    )
     client = PeerClient()
     try:
         await near.start()
@@ -180,7 +183,7 @@ async def test_ping_and_ping_via(tmp_path: Path) -> None:
 
 async def test_server_that_comes_back_is_reached(tmp_path: Path) -> None:
     """A connection that was forgotten, or broken, is made anew."""
-    client, first = PeerClient(), PeerServer(node("a", tmp_path), lambda: 1)
+    client, first = PeerClient(), PeerServer(node("a", tmp_path), lambda: 1, lambda app, epoch: False)
     await first.start()
     address = first.address
     try:
@@ -188,7 +191,7 @@ async def test_server_that_comes_back_is_reached(tmp_path: Path) -> None:
         await first.stop()
         assert await client.ping(address, 0.1) is None
         client.forget(address)
-        second = PeerServer(node("a", tmp_path, address), lambda: 2)
+        second = PeerServer(node("a", tmp_path, address), lambda: 2, lambda app, epoch: False)
         await second.start()
         try:
             assert await client.ping(address, 10.0) == Answer("a", 2)
@@ -201,9 +204,9 @@ async def test_server_that_comes_back_is_reached(tmp_path: Path) -> None:
 
 async def test_address_that_is_taken(tmp_path: Path) -> None:
     """Two daemons cannot answer at one address."""
-    first = PeerServer(node("a", tmp_path), lambda: 1)
+    first = PeerServer(node("a", tmp_path), lambda: 1, lambda app, epoch: False)
     await first.start()
-    second = PeerServer(node("b", tmp_path, first.address), lambda: 1)
+    second = PeerServer(node("b", tmp_path, first.address), lambda: 1, lambda app, epoch: False)
     try:
         with pytest.raises(ConfigurationError, match="cannot listen on the peer address"):
             await second.start()

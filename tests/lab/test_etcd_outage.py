@@ -120,6 +120,24 @@ def test_no_quorum_for_longer_than_leases(world: World, stage: Stage) -> None:
     world.cluster.wait_ready(stage.app, after_epoch=epoch)
 
 
+def test_failsafe(world: World, tmp_path: Path) -> None:
+    """With failsafe the same copy is primary throughout an outage that all leases end in, and a fail-over works afterwards."""
+    stage = Stage(world.cluster, tmp_path)
+    stage.start("--style", "warm", "--failsafe")
+    epoch = stage.epoch
+    try:
+        world.etcd.kill(*MEMBERS[1:])
+        stage.still_acting(3 * TTL_S)
+    finally:
+        world.etcd.start()
+    still_primary(stage, epoch)
+    stage.cluster.kill_replica(stage.app)
+    stage.wait_acting(epoch)
+    world.cluster.wait_ready(stage.app, after_epoch=epoch)
+    world.cluster.remove(stage.app)
+    stage.verdict()
+
+
 def test_replaced_by_an_empty_one(world: World, stage: Stage) -> None:
     """Three new members with the same names and addresses: refused, and the primary ends; with the old disks all comes back."""
     epoch = stage.epoch

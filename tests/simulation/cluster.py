@@ -52,6 +52,7 @@ class Witness:
     alive: dict[str, list[Application]] = field(factory=dict)  # by application: those that act as primary
     epochs: dict[str, int] = field(factory=dict)  # the highest one that ever acted
     fast: set[str] = field(factory=set)  # applications that gave up half of G1
+    failsafe: set[str] = field(factory=set)  # applications that may run on without their leases
     promotions: int = 0
     failovers: int = 0
 
@@ -148,7 +149,7 @@ class Cluster(Network):
         machine = Machine(
             pid=lambda: process.pid,
             app_server=lambda path, on_hello: SimulatedAppServer(process, path, on_hello),
-            peer_server=lambda settings, session: SimulatedPeerServer(process, settings, session),
+            peer_server=lambda settings, session, vouch: SimulatedPeerServer(process, settings, session, vouch),
             state_file=lambda path: SimulatedStateFile(host),
             process=replica_process(host),
             status_page=lambda pid, fd: SimulatedPage(host.processes[pid]),
@@ -263,6 +264,8 @@ class Cluster(Network):
                     self._host_gone(host)
                 elif self.world.now - self._vanished.get(host, -1.0) < AT_ONCE_S:
                     del self._vanished[host]  # a manager may have heard of both together
+                    if not self._most_vanished():
+                        self._braking_until = 0.0
             elif name.startswith("failures/") and not event.type:
                 self._failed(decode(Key(Kind.FAILURES, tuple(name.split("/")[1:])), event.kv.value))
             elif name.startswith("leaders/superwatchdog/"):
@@ -272,12 +275,16 @@ class Cluster(Network):
     def _check_most(self, name: str) -> None:
         """Note since when most hosts that ran something are lost."""
         now, ttl_s = self.world.now, self.timing.lease_ttl_s
-        recent = {host for host, at in self._vanished.items() if now - at < 0.9 * ttl_s}
-        up = {names[0] for names in self.records(Kind.HOSTS)}
-        if len(recent) >= max(2, len(up | recent) // 2 + 1) and now > self._braking_until:
+        if self._most_vanished() and now > self._braking_until:
             self._braking_until, self._braked = now + 0.9 * ttl_s, {name}
         elif now <= self._braking_until:
             self._braked.add(name)
+
+    def _most_vanished(self) -> bool:
+        now, ttl_s = self.world.now, self.timing.lease_ttl_s
+        recent = {host for host, at in self._vanished.items() if now - at < 0.9 * ttl_s}
+        up = {names[0] for names in self.records(Kind.HOSTS)}
+        return len(recent) >= max(2, len(up | recent) // 2 + 1)
 
     def _failed(self, failure: Failure) -> None:
         """When most hosts have vanished at once, none of them may be taken for lost before another TTL."""
@@ -291,7 +298,7 @@ class Cluster(Network):
         incarnation = _incarnation(name, value)
         alive = [process for process in self.hosts[host].running("app") if isinstance(process, Application)]
         for process in alive:
-            if (process.app, process.incarnation) == (app, incarnation):
+            if (process.app, process.incarnation) == (app, incarnation) and app not in self.witness.failsafe:
                 self.complain(f"{process.name} lives although etcd has given it up")
 
     def _host_gone(self, name: str) -> None:
@@ -303,6 +310,8 @@ class Cluster(Network):
             self._vanished[name] = self.world.now
             self._check_most(name)
         for process in self.hosts[name].running("app"):
+            if isinstance(process, Application) and process.app in self.witness.failsafe:
+                continue  # that it leads alone is looked at elsewhere
             if not isinstance(process, Application) or process.incarnation is not None:
                 self.complain(f"{process.name} lives although the lease of its host has ended")
 

@@ -81,6 +81,7 @@ def introduce(cluster: Cluster, app: App) -> None:
             "stop_timeout_s": registration.stop_timeout_s,
             "hang_timeout_s": registration.hang_timeout_s,
             "failover": registration.failover,
+            "failsafe": registration.failsafe,
             "restarts_here": registration.restarts_here,
             "max_restarts": registration.max_restarts,
         }
@@ -354,7 +355,8 @@ def _register_again(cluster: Cluster, fault: Fault) -> None:
     name = fault.target
     registration = cluster.registrations[name]
     if fault.how < 0.5:
-        registration = evolve(registration, degree=1 + (registration.degree % min(3, len(cluster.hosts))))
+        degree = 1 + registration.degree % min(3, len(cluster.hosts))
+        registration = evolve(registration, degree=degree, failsafe=registration.failsafe and degree > 1)
     key = Key(Kind.REGISTRATIONS, (name,))
 
     async def work(store: Store) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import signal
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -457,12 +457,15 @@ class SimulatedLineage(Lineage):
 class SimulatedPeerServer(PeerServer):
     """Answers other hosts."""
 
-    def __init__(self, owner: Process, settings: NodeSettings, session: Callable[[], int]) -> None:
+    def __init__(
+        self, owner: Process, settings: NodeSettings, session: Callable[[], int], vouch: Callable[[str, int], bool]
+    ) -> None:
         self.address = ""
         self.owner = owner
         self._settings = settings
         self._session = session
-        self._client: PeerClient = SimulatedPeerClient(owner)
+        self._vouch = vouch
+        self.client: PeerClient = SimulatedPeerClient(owner)
 
     async def start(self) -> None:
         """Listen."""
@@ -474,11 +477,13 @@ class SimulatedPeerServer(PeerServer):
         if self.owner.host.peer_server is self:
             self.owner.host.peer_server = None
 
-    def answer(self, method: str, argument: tuple[str, float]) -> Any:
+    def answer(self, method: str, argument: Any) -> Any:
         """Answer one question, in this process."""
         if method == "ping":
             return Answer(self._settings.host, self._session())
-        return self._client.ping(*argument)
+        if method == "vouch":
+            return frozenset(app for app, epoch in argument.items() if self._vouch(app, epoch))
+        return self.client.ping(*argument)
 
 
 class SimulatedPeerClient(PeerClient):
@@ -502,6 +507,11 @@ class SimulatedPeerClient(PeerClient):
         """Have a helper ping an address."""
         return await self._ask(helper, "ping_via", (address, within_s), patience_s)
 
+    async def vouch(self, host: str, address: str, epochs: Mapping[str, int], within_s: float) -> frozenset[str]:
+        """Ask a host to vouch for primaries."""
+        told, promised = await self._ask(address, "vouch", dict(epochs), within_s) if address else (False, None)
+        return frozenset(promised or ()) if told else frozenset()
+
     async def is_refused(self, address: str, within_s: float) -> bool:
         """Whether nobody listens there."""
         here, there = self._owner.host, self._owner.host.network.hosts[address.partition(":")[0]]
@@ -512,17 +522,17 @@ class SimulatedPeerClient(PeerClient):
         await asyncio.sleep(within_s)
         return False
 
-    async def _ask(self, address: str, method: str, argument: tuple[str, float], within_s: float) -> tuple[bool, Answer | None]:
+    async def _ask(self, address: str, method: str, argument: Any, within_s: float) -> tuple[bool, Any]:
         here = self._owner.host
         network, there = here.network, here.network.hosts[address.partition(":")[0]]
         loop = self._owner.loop
-        told: asyncio.Future[Answer | None] = loop.create_future()
+        told: asyncio.Future[Any] = loop.create_future()
 
-        def settle(answer: Answer | None) -> None:
+        def settle(answer: Any) -> None:
             if not told.done():
                 told.set_result(answer)
 
-        def reply(answer: Answer | None) -> None:
+        def reply(answer: Any) -> None:
             if network.reaches(there.name, here.name):
                 network.world.after(_jitter(here.random), settle, answer)
 

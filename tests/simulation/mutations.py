@@ -37,13 +37,17 @@ Break = Callable[[], AbstractContextManager[Any]]
 
 @frozen
 class Mutation:
-    """One of them. `calm`: only runs without a fault that anybody may notice are of use; `only`: only these faults are."""
+    """One of them. `calm`: only runs without a fault that anybody may notice are of use; `only`: only these faults are.
+
+    `first_seed`: where the test begins to look, shortly before the first seed that was found to notice.
+    """
 
     name: str
     what: str
     break_: Break
     calm: bool | None = None
     only: tuple[str, ...] = ()
+    first_seed: int = 1
 
 
 def _never_left() -> AbstractContextManager[Any]:
@@ -247,7 +251,7 @@ def _promoted_without_a_lease() -> AbstractContextManager[Any]:
     promote = Run.promote
 
     def careless(self: Run, placement: Placement, decided_at: float) -> None:
-        with patch.object(Hold, "left", 1.0):
+        with patch.object(Hold, "confirmed_left", 1.0):
             promote(self, placement, decided_at)
 
     return patch.object(Run, "promote", careless)
@@ -326,6 +330,7 @@ MUTATIONS = (
         "the loss of most hosts is believed at once",
         _no_brake,
         only=("cut off",),
+        first_seed=60,
     ),
     Mutation("same epoch", "a successor goes on with the epoch of the dead primary", _same_epoch, only=("kill primary",)),
     Mutation(
@@ -333,6 +338,7 @@ MUTATIONS = (
         "a WatchDog starts an incarnation again that has ended",
         _begun_again,
         only=("stop manager", "kill primary", "kill backup", "etcd compacts", "streams break"),
+        first_seed=33,
     ),
     Mutation(
         "sessions not compared",
@@ -369,6 +375,7 @@ MUTATIONS = (
         "a copy that was started by hand is told no deadline",
         _hand_made_copies_without_deadline,
         only=("kill guardian", "stop host"),
+        first_seed=12,
     ),
     Mutation("hangs unseen", "nobody looks at signs of life", _hangs_unseen, only=("hang primary",)),
     Mutation("degree not restored", "a lost backup is not replaced", _degree_not_restored, only=("kill backup", "lose power")),

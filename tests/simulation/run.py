@@ -77,6 +77,8 @@ def _play(world: World, scenario: Scenario) -> Result:
         if app.registration.failover is Failover.FAST:
             cluster.witness.fast.add(app.registration.name)
         world.at(REGISTER_S, introduce, cluster, app)
+        if app.registration.failsafe:
+            cluster.witness.failsafe.add(app.registration.name)
     for fault in scenario.faults:
         world.at(fault.at, inject, cluster, fault)
     last = max((fault.at + fault.lasts for fault in scenario.faults if scenario.calm), default=0.0)

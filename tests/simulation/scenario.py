@@ -12,6 +12,7 @@ from etcdreplica.words import Failover, Style
 
 WARM_UP_S = 8.0  # before the first fault
 STORM_S = 60.0  # while there are faults
+FAILSAFE = 0.2  # of the applications with backups
 
 
 @frozen
@@ -56,6 +57,7 @@ class Scenario:
     def __str__(self) -> str:
         apps = ", ".join(
             f"{a.registration.name} ({a.registration.style}, degree {a.registration.degree}, {a.registration.failover}"
+            + (", failsafe" if a.registration.failsafe else "")
             + (f", by hand on {a.by_hand}" if a.by_hand else "") + ")" for a in self.apps
         )  # fmt: skip
         kind = "calm" if self.calm else "storm"
@@ -116,8 +118,8 @@ CALM: dict[str, tuple[float, str, float]] = {
 }
 
 
-def scenario(seed: int, *, calm: bool | None = None, only: tuple[str, ...] = ()) -> Scenario:
-    """Make the scenario of a seed; `only`: a storm of these kinds of faults."""
+def scenario(seed: int, *, calm: bool | None = None, only: tuple[str, ...] = (), failsafe: float | None = None) -> Scenario:
+    """Make the scenario of a seed; `only`: a storm of these kinds of faults; `failsafe`: the share of applications with it."""
     random = Random(seed)
     hosts = random.choice((2, 3, 3, 3, 4, 5))
     preset = random.choice(("safe", "safe", "safe", "fast", "calm", "calm"))
@@ -125,6 +127,8 @@ def scenario(seed: int, *, calm: bool | None = None, only: tuple[str, ...] = ())
     calm = (is_calm and not only) if calm is None else calm
     fast = not calm and random.random() < 0.1
     apps = tuple(_app(random, number, hosts, fast) for number in range(random.choice((1, 1, 2, 3))))
+    share = (0.0 if only else FAILSAFE) if failsafe is None else failsafe
+    apps = tuple(_failsafe(app, share, Random(f"{seed}/{app.registration.name}")) for app in apps)
     ttl_s = PRESETS[preset].lease_ttl_s
     faults = _calm(random, hosts, apps, ttl_s) if calm else _storm(random, hosts, apps, ttl_s, only or tuple(STORM))
     return Scenario(seed, hosts, preset, calm, apps, tuple(sorted(faults, key=lambda fault: fault.at)))
@@ -146,6 +150,12 @@ def _app(random: Random, number: int, hosts: int, fast: bool) -> App:
     )
     by_hand = f"host-{chr(97 + random.randrange(hosts))}" if random.random() < 0.3 else ""
     return App(registration, by_hand)
+
+
+def _failsafe(app: App, share: float, random: Random) -> App:
+    """With a chance of its own, so that the other choices of a seed stay what they were."""
+    chosen = app.registration.degree > 1 and random.random() < share
+    return evolve(app, registration=evolve(app.registration, failsafe=True)) if chosen else app
 
 
 def _storm(random: Random, hosts: int, apps: tuple[App, ...], ttl_s: float, kinds: tuple[str, ...]) -> list[Fault]:

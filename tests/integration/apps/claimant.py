@@ -19,6 +19,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--name", default="claimant")
 parser.add_argument("--style", default="warm")
 parser.add_argument("--degree", type=int, default=2)
+parser.add_argument("--failsafe", action="store_true")
 parser.add_argument("--claims", required=True)
 parser.add_argument("--hang-timeout", type=float, default=10.0)
 parser.add_argument("--async", dest="use_async", action="store_true")
@@ -80,6 +81,7 @@ protect = protected(
     hang_timeout=options.hang_timeout,
     stop_timeout=2.0,
     max_restarts=0,
+    failsafe=options.failsafe,
 )
 if __name__ == "__main__":
     if options.use_async:
