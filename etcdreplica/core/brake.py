@@ -25,15 +25,15 @@ FEWEST = 2
 
 
 def lost_seats(app: AppView, cluster: ClusterView) -> Iterator[tuple[Seat, Role]]:
-    """Every seat, with its role, that went with its host, and whose end is not reported yet.
+    """Every seat in etcd, with its role, that went with its host, and whose end is not reported yet.
 
     Its host is down, has begun a new session, or, if the application wants that, is given up by its peers.
     """
-    for seat in app.assignment.seats if app.assignment else ():
+    for seat in app.written.seats if app.written else ():
         host = cluster.hosts.get(seat.host)
         is_lost = host is None or host.session != seat.session or cluster.loss_of(app.name, seat) is not None
         if is_lost and seat.incarnation not in app.failures:
-            yield seat, Role.PRIMARY if app.assignment and seat == app.assignment.primary else Role.BACKUP
+            yield seat, Role.PRIMARY if app.written and seat == app.written.primary else Role.BACKUP
 
 
 @define
@@ -54,7 +54,7 @@ class Occupancy:
         app, before = cluster.apps.get(name), self._used.pop(name, {})
         used: dict[int, bool] = {}
         gone: set[str] = set()
-        for seat in app.assignment.seats if app and app.assignment else ():
+        for seat in app.written.seats if app and app.written else ():
             assert app is not None
             is_gone, failure = seat.host not in cluster.hosts, app.failures.get(seat.incarnation)
             used[seat.incarnation] = app.replica(seat) is not None or before.get(seat.incarnation, not before)

@@ -50,13 +50,18 @@ class Loss:
 
 @define
 class AppView:
-    """All that is known of one application."""
+    """All that is known of one application.
+
+    `assignment` may be one that is only being written (`ClusterView.expect`), `written` is what stands in etcd. A seat that was
+    never written proves nothing of the incarnation it names: the next plan gives that number to another one.
+    """
 
     name: str
     registration: Registration | None = None
     registration_revision: int = 0
     assignment: Assignment | None = None
     assignment_revision: int = 0
+    written: Assignment | None = None
     successions: dict[str, tuple[int, int]] = Factory(dict)  # by host: (incarnation that died, mod revision)
     replicas: dict[str, Replica] = Factory(dict)  # by host
     failures: dict[int, Failure] = Factory(dict)  # by incarnation
@@ -267,7 +272,7 @@ class ClusterView:
             self._index(app)
         elif kind == "assignments":
             self.expect(app, value)
-            app.assignment_revision = revision if value else 0
+            app.written, app.assignment_revision = value, revision if value else 0
         elif kind == "pauses":
             app.pause, app.pause_revision = value, revision if value else 0
         elif kind == "checkpoints":

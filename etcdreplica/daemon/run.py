@@ -349,15 +349,21 @@ class Run:
     # --- its life --------------------------------------------------------------------------------------------------
 
     async def main(self) -> None:
-        """Live."""
+        """Live, and end. Cancelled, at whatever point, it returns when all is dead and the lease is renewed no longer."""
+        try:
+            await self._end(*await self._life())
+        except asyncio.CancelledError:
+            await self._abandon()
+            raise
+
+    async def _life(self) -> tuple[FailureKind, str]:
         kind, reason = FailureKind.EXIT, "its WatchDog failed"
         try:
             registration = self._registration = await read_registration(self._context.store, self.app)
             self._replicate(registration.object)
             store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
             if self._ending is not None:  # taken over, and dead already
-                await self._ending
-                return
+                return kind, reason
             self._remember()
             if self._hold.own is None:
                 self._hold.own = await insist(f"a lease for {self.app}", lambda: store.leases.grant(ttl_s))
@@ -377,20 +383,13 @@ class Run:
             kind, reason = await self._live(registration) if self.process is not None else self._why()
         except RefusedError as error:
             kind, reason = FailureKind.REFUSED, str(error)
-        except asyncio.CancelledError:
-            await self._abandon()
-            raise
         except Exception as error:  # out of memory, descriptors, disk: this host cannot run it now
             log.exception("%s: could not be run here", self.app)
             kind, reason = FailureKind.REFUSED, f"this host could not run it: {error}"
         finally:
             for connection in (*self._early, *([self._candidate] if self._candidate else [])):
                 connection.refuse(f"{self.app} did not get a place here: {reason}")
-        try:
-            await self._end(kind, reason)
-        except asyncio.CancelledError:
-            await self._abandon()
-            raise
+        return kind, reason
 
     async def _abandon(self) -> None:
         """The session is over, and etcd is to learn of the end from the lease."""
@@ -401,7 +400,7 @@ class Run:
         if self._spawning is not None:
             with contextlib.suppress(RefusedError):
                 self.process = await self._spawning
-        if self.process is not None:
+        if self.process is not None and (self.process.is_child or not self._completed):
             await self.process.kill()
         if self.lease is not None:
             self._context.store.leases.drop(self.lease)

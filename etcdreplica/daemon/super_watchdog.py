@@ -93,11 +93,11 @@ class SuperWatchDog:
 
     def _failures(self, name: str) -> Iterable[Put]:
         app = self._view.apps.get(name)
-        if app is None or app.assignment is None:
+        if app is None or app.written is None:
             self._reported.pop(name, None)
             return
         reported = self._reported.setdefault(name, set())
-        reported &= {seat.incarnation for seat in app.assignment.seats}
+        reported &= {seat.incarnation for seat in app.written.seats}
         held = self._brake.held
         for seat, role in lost_seats(app, self._view):
             back = seat.host in self._view.hosts
@@ -107,7 +107,7 @@ class SuperWatchDog:
             failure = Failure(
                 host=seat.host,
                 incarnation=seat.incarnation,
-                epoch=app.assignment.epoch,
+                epoch=app.written.epoch,
                 role=role,
                 kind=FailureKind.HOST,
                 reason=self._why(name, seat),

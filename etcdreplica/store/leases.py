@@ -27,7 +27,7 @@ from etcdreplica.store.channel import EtcdChannel
 log = logging.getLogger(__name__)
 
 GRID = 1 / 6  # of a TTL: renewals are sent at its multiples, so that those of many leases are sent together
-RECONNECT_S = 0.1
+RECONNECT_S = 0.1  # after it was begun, a stream that ended is begun again: at once, if it has lasted
 STREAMS = 8  # one message at a time is under way on each: with hundreds of leases this halves what they cost
 
 
@@ -171,6 +171,7 @@ class LeaseKeeper:
     async def _renew(self, stream: int) -> None:
         task = asyncio.current_task()
         while task is None or not task.cancelling():  # gRPC may swallow a cancellation
+            began = self._clock()
             for lease in self._of(stream):
                 lease.sent.clear()
             try:
@@ -178,7 +179,7 @@ class LeaseKeeper:
                     self._take(answer)
             except StoreError as error:
                 log.debug("lease stream lost: %s", error)
-            await asyncio.sleep(RECONNECT_S * (0.5 + random.random()))
+            await asyncio.sleep(max(0.0, began + RECONNECT_S * (0.5 + random.random()) - self._clock()))
 
     async def _requests(self, stream: int) -> AsyncIterator[Any]:
         first = True

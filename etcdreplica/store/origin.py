@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aetcd.rpc import rpc_pb2 as rpc
+from attrs import frozen
 
 from etcdreplica.model import Origin
 from etcdreplica.store.keys import Key, Kind, decode, encode
@@ -15,8 +16,17 @@ from etcdreplica.store.lineage import Lineage, first_origin
 LINEAR = ("KV.Range", "KV.Txn")  # their answers are never older than what was told before they were asked for
 
 
+@frozen
+class Answer:
+    """What an etcd says of its origin; `at_least`: the revision that had been told when it was asked."""
+
+    header: Any
+    origin: Origin | None
+    at_least: int
+
+
 class OriginCheck:
-    """Belongs to one channel; `path` is the key of the origin. Whoever calls `verify` holds `asking`."""
+    """Belongs to one channel; `path` is the key of the origin. Whoever asks holds `asking`."""
 
     def __init__(self, path: bytes, lineage: Lineage) -> None:
         self._path = path
@@ -40,13 +50,8 @@ class OriginCheck:
             self.doubt()
             raise
 
-    async def verify(self, method: Callable[[str], Any], timeout_s: float, metadata: Any) -> None:
-        """See that it is the etcd of before, unless that is certain; `method` gives the methods of its connection.
-
-        Raises EtcdReplacedError, or what gRPC raises.
-        """
-        if self.is_sure:  # somebody else has asked
-            return
+    async def ask(self, method: Callable[[str], Any], timeout_s: float, metadata: Any) -> Answer:
+        """Ask an etcd for its origin; `method` gives the methods of a connection. Raises what gRPC raises."""
         options = {"timeout": timeout_s, "metadata": metadata}
         read = rpc.RangeRequest(key=self._path)
         at_least = self._lineage.revision
@@ -55,7 +60,11 @@ class OriginCheck:
             await method("KV.Txn")(_create(self._path), **options)
             answer = await method("KV.Range")(read, **options)
         found = decode(Key(Kind.ORIGIN, ("",)), answer.kvs[0].value) if answer.kvs else None
-        self._lineage.verify(answer.header, found if isinstance(found, Origin) else None, at_least)
+        return Answer(answer.header, found if isinstance(found, Origin) else None, at_least)
+
+    def believe(self, answer: Answer) -> None:
+        """Be sure that it is the etcd of before. Raises EtcdReplacedError when it is not."""
+        self._lineage.verify(answer.header, answer.origin, answer.at_least)
         self.is_sure = True
 
 

@@ -10,7 +10,7 @@ from attrs import define
 
 from etcdreplica.app.protocol import Decoder, Message, encode
 from etcdreplica.testing.simulated_loop import Handle
-from tests.simulation.machine import Host, Process
+from tests.simulation.machine import SOCKET_S, Host, Process
 
 RESTART_S = (0.0, 0.0, 0.2, 0.5, 1.0, 2.0)
 STEADY_S = 10.0
@@ -97,7 +97,8 @@ class Guardian(Process):
             return
         self._began_at = self.loop.time()
         self.watchdog = watchdog = self._start_watchdog(self)
-        watchdog.on_exit.append(lambda: self.loop.call_soon(self._lost_watchdog, watchdog))
+        world = self.host.world  # what it said last counts, as in the real one: that is heard before its end is
+        watchdog.on_exit.append(lambda: world.after(SOCKET_S, self.loop.call_soon, self._lost_watchdog, watchdog))
 
     def greet(self) -> None:
         """Tell a new WatchDog everything there is."""
@@ -159,6 +160,8 @@ class Guardian(Process):
         if message["argv"][0] == "app" and message["argv"][1] in self.host.unable:
             self.send("refused", ward=ward.name, errno=2)
             return
+        if ward.process is not None and ward.process.is_alive:
+            self.host.network.complain(f"{ward.process.name} lives although another process was started in its place")
         ward.mark, ward.is_child = f"{self.name}/{ward.name}.{message['number']}", True
         process = ward.process = self._start_program(self, ward.name, message)
         ward.pid = process.pid

@@ -253,10 +253,13 @@ class End(asyncio.Transport):
             self.protocol.data_received(data)  # type: ignore[attr-defined]
 
     def _lose(self) -> None:
+        self.owner.loop.call_soon(self._lost)  # after what was sent before: a socket gives that out first
+
+    def _lost(self) -> None:
         if not self._is_closed:
             self._is_closed = True
             self.owner.ends.pop(self, None)
-            self.owner.loop.call_soon(self.protocol.connection_lost, None)
+            self.protocol.connection_lost(None)
 
 
 class _Peer:

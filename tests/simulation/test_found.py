@@ -9,6 +9,8 @@ from unittest.mock import patch
 import pytest
 
 from etcdreplica.core.timing import Timing
+from etcdreplica.core.view import ClusterView
+from etcdreplica.daemon.guard import Guard
 from etcdreplica.daemon.publisher import Publisher
 from etcdreplica.model import Program, Registration, ReplicaState
 from etcdreplica.store import Kind
@@ -17,6 +19,7 @@ from etcdreplica.words import Style
 from tests.simulation.application import Application
 from tests.simulation.cluster import ENDPOINTS, Cluster
 from tests.simulation.faults import enrol, inject, remove
+from tests.simulation.machine import End
 from tests.simulation.run import run, seeded
 from tests.simulation.scenario import App, Fault, Scenario
 
@@ -142,3 +145,74 @@ def test_a_placement_that_a_host_learns_of_too_late() -> None:
 
     with patch.object(Publisher, "__init__", careless):
         assert any("two primaries" in violation for violation in run(schedule).violations)
+
+
+def test_a_plan_that_was_not_written_and_a_host_that_is_lost_meanwhile() -> None:
+    """An incarnation that was given to a lost host, but not in etcd, says nothing of the host that gets it next."""
+    one = Registration("app-0", Style.WARM, 1, Program((), "/"), stop_timeout_s=8.0, max_restarts=0)
+    other = Registration("app-1", Style.HOT, 2, Program((), "/"), stop_timeout_s=2.0, hang_timeout_s=3.0, max_restarts=0)
+    faults = (
+        Fault(21.447, "etcd member stops", lasts=7.392, how=0.249),
+        Fault(21.447, "kill primary", "app-0", how=0.797),
+        Fault(21.448, "kill guardian", "host-a", how=0.233),
+    )
+    schedule = Scenario(1005928, 3, "safe", calm=False, apps=(App(one, "host-c"), App(other)), faults=faults)
+    assert not run(schedule).violations
+    expect = ClusterView.expect
+
+    def careless(self: ClusterView, app: Any, assignment: Any) -> None:
+        expect(self, app, assignment)
+        app.written = assignment
+
+    with patch.object(ClusterView, "expect", careless):
+        assert any("two primaries" in violation for violation in run(schedule).violations)
+
+
+def test_a_report_that_is_given_up_with_its_session() -> None:
+    """A dead replica whose end could not be reported in time is not held up in etcd for ever."""
+
+    def kill_and_give_up(cluster: Cluster) -> None:
+        copy = primary(cluster)
+        copy.kill()
+        (watchdog,) = copy.host.running("watchdog")
+        (reporting,) = (task for task in watchdog.loop.tasks if task.get_name() == f"replica {APP}")
+        cluster.world.after(1.0, reporting.cancel)  # as when the lease of the host is lost
+
+    def only_shown(cluster: Cluster) -> set[int]:
+        shown = {replica.incarnation for replica in cluster.records(Kind.REPLICAS).values()}
+        assert len(shown) == 2
+        return shown - {copy.incarnation for copy in cluster.copies(APP)}
+
+    steps: list[Step] = [(20.0, fault("etcd down", lasts=3.0)), (20.1, kill_and_give_up)]
+    assert play(steps, 60.0, only_shown) == set()
+
+
+def test_a_watchdog_that_dies_as_it_has_a_copy_started() -> None:
+    """The guardian hears what it said last before it tells the next one what there is: nothing is started twice."""
+    send, dead = Guard._send, list[str]()
+
+    def dying(self: Guard, kind: str, **fields: Any) -> None:
+        send(self, kind, **fields)
+        if (kind, fields.get("ward")) == ("spawn", APP) and not dead and isinstance(self._transport, End):
+            dead.append(self._transport.owner.name)
+            self._transport.owner.vanish()
+
+    with patch.object(Guard, "_send", dying):
+        assert play([], 20.0, processes) == 2
+    assert len(dead) == 1
+
+
+@pytest.mark.parametrize("late_s", [3.8, 4.0, 4.2])
+def test_a_promotion_that_comes_too_late(late_s: float) -> None:
+    """A copy that cannot become primary, as its host was stopped for almost a TTL, is replaced: it does not stay a backup."""
+
+    def stop_the_third(cluster: Cluster) -> None:
+        (third,) = cluster.hosts.keys() - {copy.host.name for copy in cluster.copies(APP)}
+        fault("stop host", third, late_s)(cluster)
+
+    steps: list[Step] = [
+        (20.0, stop_the_third),
+        (20.2, fault("kill backup", APP)),
+        (20.4, fault("kill primary", APP)),
+    ]
+    assert play(steps, 40.0, lambda cluster: primary(cluster).is_alive)

@@ -238,6 +238,20 @@ def test_host_that_handed_over_is_not_absent() -> None:
     assert absent(occupancy, world) == {"b"}
 
 
+def test_a_seat_that_was_never_written_is_not_lost() -> None:
+    """The manager that fails to write a plan gives the same incarnation to another host, which is not lost."""
+    world = placed("a", "b", degree=1)
+    world.fail("a")
+    plan = world.decide().plan
+    assert plan is not None
+    assert plan.assignment is not None
+    assert plan.assignment.primary is not None
+    world.view.expect(world.app(), plan.assignment)
+    world.lose(plan.assignment.primary.host)
+    assert list(lost_seats(world.app(), world.view)) == []
+    assert absent(Occupancy(), world) == set()
+
+
 def test_nothing_moves_before_the_loss_is_reported() -> None:
     """The planner leaves seats on absent hosts as they are, for however long; only the report moves them."""
     world = placed("a", "b", "c", "d", degree=3)

@@ -9,8 +9,10 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 
 import pytest
 
+from etcdreplica.clock import boottime
+from etcdreplica.core.timing import Timing
 from etcdreplica.errors import StoreUnavailableError
-from etcdreplica.store import EtcdOptions, Put, Store
+from etcdreplica.store import EtcdOptions, Lineage, Put, Store
 from etcdreplica.testing.etcd import EmbeddedEtcd
 from tests.integration.store.store_harness import (
     BOUND_S,
@@ -27,6 +29,7 @@ from tests.integration.store.store_harness import (
     renewed,
     revive,
     snapshot,
+    until,
     write,
     write_hosts,
 )
@@ -185,6 +188,27 @@ async def test_the_member_in_use_stops(members: Members, via: Via) -> None:
         assert await store.get(A) is not None
         await renewed(lease, 2)
     assert await store.get(A) is not None
+
+
+@pytest.mark.parametrize("role", ["follower", "leader"])
+async def test_a_member_falls_silent_just_before_renewals(members: Members, role: str) -> None:
+    """The worst moment: a lease is renewed elsewhere in time, also if the leader is silent and all others wait for a new one.
+
+    A renewal that a follower has passed on to it is never answered, and a call at the leader itself takes a whole timeout.
+    """
+    leader = await members.leader()
+    follower, other = (member for member in members.all if member is not leader)
+    victim, endpoints = (leader, (follower, leader, other)) if role == "leader" else (follower, (follower, other, leader))
+    timing = Timing(timeout_s=2.0)
+    options = EtcdOptions(tuple(member.endpoint for member in endpoints), timeout_s=timing.timeout_s)
+    async with Store(options, new_cluster(), lineage=Lineage(None, timing.lease_ttl_s)) as store:
+        lease = await store.leases.grant(timing.lease_ttl_s)
+        await renewed(lease, 2)
+        end, fence = lease.deadline, lease.deadline - timing.fence_margin_s
+        await asyncio.sleep(lease.renew_at - boottime() - 0.05)
+        with paused(victim):
+            await until(lambda: lease.deadline > end or boottime() > fence, "a renewal, or the fence")
+            assert lease.deadline > end, "a copy would have ended"
 
 
 async def test_a_short_lease_while_the_stream_hangs(members: Members, via: Via) -> None:
