@@ -10,6 +10,7 @@ from attrs import frozen
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "compose/README.md")
+SHELLS = ("", "bash", "console", "sh", "shell")
 _FENCE = re.compile(r'^( *)```(\w*)(?: title="([^"]*)")?\n(.*?)^\1```$', re.MULTILINE | re.DOTALL)
 
 
@@ -56,7 +57,7 @@ def commands(page: Path) -> Iterator[Shown]:
     """Yield what a page shows as commands: each line of its shell blocks, and what is quoted in its text."""
     name, text = str(page.relative_to(ROOT)), page.read_text()
     for block in blocks(page):
-        if block.language in ("bash", "") and not block.text.startswith(("etcd refused", "^C")):
+        if block.language in SHELLS and not block.text.startswith(("etcd refused", "^C")):
             yield from _lines(name, block.line + 1, block.text)
         text = text.replace(block.text, "\n" * block.text.count("\n"))  # what is left is text, line by line
     for found in _INDENTED.finditer(text):
@@ -70,9 +71,10 @@ def commands(page: Path) -> Iterator[Shown]:
 
 
 def _lines(page: str, at: int, text: str) -> Iterator[Shown]:
+    is_session = re.search(r"^\$ ", text, re.MULTILINE)  # with what is printed between the commands
     for number, line in enumerate(re.sub(r"\\\n\s*", lambda _: "\0", text).splitlines()):
         bare = re.sub(r"(^|\s)#.*", "", line).replace("\0", "").strip()
         at_line = at + number
         at += line.count("\0")
-        if bare:
-            yield Shown(page, at_line, bare, whole=True)
+        if bare and (not is_session or bare.startswith("$ ")):
+            yield Shown(page, at_line, bare.removeprefix("$ "), whole=True)
