@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from reference import api_page, cli_page
+
 from etcdreplica.cli.settings import docs_table
 from etcdreplica.core.lifecycle import PROMOTABLE, diagram
 
@@ -31,7 +33,12 @@ def configuration() -> str:
     return f"{before}{mark}{note.splitlines()[0]}\n{docs_table()}{end}{after}"
 
 
-PAGES = {"state-machines.md": STATE_MACHINES, "configuration.md": configuration()}
+PAGES = {
+    "state-machines.md": STATE_MACHINES,
+    "configuration.md": configuration(),
+    "cli.md": cli_page(),
+    "api.md": api_page(),
+}
 
 
 def main() -> int:

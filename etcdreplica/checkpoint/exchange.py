@@ -167,8 +167,8 @@ class ExchangeServer:
                 except StorageError as error:
                     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
                     raise
-                if damage:
-                    files.put_aside(stored, damage)
+                if damage and not files.put_aside(stored, damage):
+                    continue  # it was deleted while it was read
                 yield pb.Finding(manifest=to_message(stored.manifest, whole=False), damage=damage)
 
     async def Log(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802

@@ -20,6 +20,7 @@ COMMANDS = {
     "watchdog": "daemons",
     "manager": "daemons",
     "checkpoint-server": "daemons",
+    "systemd-unit": "systemd_unit",
     "dev": "daemons",
     "start": "start",
     "protect": "protect",

@@ -16,6 +16,7 @@ from etcdreplica.app.protocol import GUARDIAN_ENV
 from etcdreplica.cli.config_file import CONFIG_ENV, NO_FILE
 from etcdreplica.cli.options import daemon_store, host_options, manager_options, node_settings
 from etcdreplica.cli.settings import CONNECTION, HOST, HOST_NAME, NODE, PEER_TLS, STATE_DIR, TIMING, VERBOSE, Setting, add
+from etcdreplica.errors import ConfigurationError
 
 verbose_option = add(VERBOSE)
 
@@ -192,6 +193,11 @@ def _without_port(arguments: list[str]) -> Iterator[str]:
 def _be_guarded(options: dict[str, Any]) -> None:
     """Become the guardian of this host, which runs this very command again as its WatchDog; then, go on."""
     if GUARDIAN_ENV not in os.environ:
+        if os.getpid() == 1:
+            raise ConfigurationError(
+                "a node cannot be process 1 of a container, which no timer of the kernel could end in time: give the container "
+                "an init (docker run --init; in a compose file init: true; in a pod shareProcessNamespace: true)"
+            )
         node_settings(**options)  # raises what is wrong with them while nothing runs yet
         guardian = (sys.executable, "-m", "etcdreplica.guardian", *_THIS, *sys.argv[1:])
         os.execv(guardian[0], guardian)  # noqa: S606

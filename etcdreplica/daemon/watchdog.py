@@ -367,6 +367,7 @@ class WatchDog:
                 memo = SessionMemo(session, lease.id, lease.ttl_s)
                 self.guard.keep(SESSION, memo, lease.deadline - self.settings.timing.kernel_margin_s)
                 self.guard.release(OPENING)
+                log.info("host %s is up; programs here reach it at %s", self.settings.host, self.settings.socket_path)
                 return lease
 
     def _begin_session(self, session: int, lease: Lease) -> HostContext:

@@ -5,7 +5,8 @@ every ward there is, then `ready`. It sends: keep (remember this), spawn, watch 
 (new deadlines), backstop, release (forget the process, and the ward if no memo is given). It is told: spawned, refused, exited.
 
 SIGTERM and SIGINT end the WatchDog in order, and the guardian after it. SIGHUP replaces the WatchDog by a new one, as after
-an upgrade or a change of its configuration: nothing it watches notices.
+an upgrade or a change of its configuration: nothing it watches notices. systemd is told what goes on, if it asked for that
+(`guardian.notify`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from etcdreplica.app.kernel import Deadline, become_subreaper, set_precedence
 from etcdreplica.app.protocol import FINAL_CODES, GUARDIAN_ENV, Decoder, Message, encode
 from etcdreplica.clock import boottime
 from etcdreplica.errors import ProtocolError
+from etcdreplica.guardian.notify import Notifier
 from etcdreplica.guardian.tree import Tree, control_group, kill_all
 from etcdreplica.guardian.undertaker import Undertaker
 from etcdreplica.guardian.wards import URGENT_NICE, Ward
@@ -69,6 +71,7 @@ class Guardian:
         self._backstop_s = BACKSTOP_S
         self._undertaker = Undertaker(self._id)
         self._spent: list[Tree] = []  # what is left of wards that were released
+        self._systemd = Notifier()
 
     def run(self) -> int:
         """Guard until the WatchDog has ended for good; return its exit code."""
@@ -86,6 +89,7 @@ class Guardian:
             self._safely(self._reap)
             self._safely(self._enforce)
             self._safely(self._supervise)
+            self._safely(self._notify)
         self._safely(self._end_all)
         return self._code
 
@@ -144,6 +148,20 @@ class Guardian:
         for ward in self._wards.values():
             self._send("ward", **ward.described())
         self._send("ready")
+
+    def _notify(self) -> None:
+        is_ready = SESSION in self._wards
+        is_alive = self._watchdog.pid is not None and self._watchdog.status is None
+        copies = sum(1 for ward in self._wards.values() if ward.pid is not None and not ward.name.startswith("@"))
+        if self._ending:
+            state = "ending"
+        elif not is_alive:
+            state = "starting the WatchDog again"
+        else:
+            state = "holding the host lease" if is_ready else "waiting for etcd to grant the host lease"
+        self._systemd.tell(
+            boottime(), f"{state}; replicas here: {copies}", is_ready=is_ready, is_stopping=self._ending, is_alive=is_alive
+        )
 
     def _take_signals(self) -> None:
         for number in os.read(self._signals, 4096):
@@ -311,7 +329,8 @@ class Guardian:
     def _wait_ms(self) -> int:
         sweeping = any(w.condemned and not w.swept and w.pid is not None for w in self._wards.values())
         due = [SWEEP_S + boottime()] if sweeping else []
-        next_at = min((*self._deadlines(), *due, *([self._start_at] if self._start_at is not None else [])), default=None)
+        others = (at for at in (self._start_at, self._systemd.due) if at is not None)
+        next_at = min((*self._deadlines(), *due, *others), default=None)
         return -1 if next_at is None else max(0, int((next_at - boottime()) * 1000) + 1)
 
     def _end_all(self) -> None:
