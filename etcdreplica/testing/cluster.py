@@ -225,7 +225,7 @@ class LocalCluster:
         self.wait_until(lambda view: app not in view.apps, f"{app} to be gone", timeout)
 
     def drain(self, host: str, timeout: float = 60.0) -> None:
-        """Drain a host, as `etcdreplica drain --no-wait` does."""
+        """Drain a host, as `etcdreplica drain HOST --no-wait` does."""
         self._write(f"draining {host}", Put(Key(Kind.DRAINS, (host,)), Drain("a test")), timeout)
 
     def undrain(self, host: str, timeout: float = 60.0) -> None:

@@ -50,6 +50,17 @@ ELSEWHERE = {  # the files of the tests that run them
     r"python -m tests.lab.figures 30": "lab/test_figures.py",
     r"make simulation.*|.venv/bin/pytest tests/simulation": "simulation/test_simulation.py",
     r"/opt/etcdreplica/bin/pip install etcdreplica|python3 -m venv /opt/etcdreplica": "integration/test_packaging.py",
+    r"etcdreplica (history|hosts|leaders|status --watch|describe shop)( .*)?": "integration/test_cli_show.py",
+    r"etcdreplica resume shop": "integration/test_pause.py",
+    r"etcdreplica start app.py": "integration/test_cli_start.py",
+    r"etcdreplica COMMAND --help": "integration/test_cli_help.py",
+    r"etcdreplica protect .*": "integration/test_programs.py",
+    r"etcdreplica (apply|diff|export)( .*)?": "integration/test_cli_applications.py",
+    r"etcdreplica config .*": "unit/test_config.py",
+    r"etcdreplica doctor( .*)?": "integration/test_doctor.py",
+    r"etcdreplica explain .*": "unit/test_explain.py",
+    r"etcdreplica logs .*": "unit/test_logs.py",
+    r"etcdreplica (switchover|failover|drain|undrain|scale|stop)( .*)?": "integration/test_moves.py",
     r"etcdreplica checkpoints import other counter.checkpoint --force": "integration/test_cli_checkpoints_import.py",
 }
 NOT_RUN = {

@@ -13,6 +13,7 @@ import click
 import pytest
 
 from etcdreplica.cli import cli
+from etcdreplica.errors import ConfigurationError
 from tests.pages import PAGES, ROOT, Shown, commands
 
 SHOWN = [command for page in PAGES for command in commands(page)]
@@ -57,6 +58,9 @@ def wrong_with(shown: Shown) -> list[str]:
             parsed(words, whole=shown.whole)
         except click.exceptions.Exit:
             pass  # --help
+        except ConfigurationError as error:
+            if not str(error).startswith("cannot read the configuration file"):  # likewise
+                found.append(f"{shown}: {error}")
         except click.UsageError as error:
             if not error.format_message().endswith("does not exist."):  # a file that only the reader has
                 found.append(f"{shown}: {error.format_message()}")
