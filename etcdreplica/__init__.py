@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from etcdreplica.app.decorator import protected
-from etcdreplica.app.replica import Replica
 from etcdreplica.errors import EtcdReplicaError, NoWatchDogError, RefusedError, UsageError
 from etcdreplica.words import Role, Style
 
 if TYPE_CHECKING:
+    from etcdreplica.app.decorator import protected
     from etcdreplica.app.methods import query, update
+    from etcdreplica.app.replica import Replica
     from etcdreplica.model import Override, Probe
     from etcdreplica.objects.context import replica
     from etcdreplica.objects.proxy import connect, connect_async
@@ -44,8 +44,10 @@ __version__ = "0.1.0"
 _LATER = {
     "Override": "model",
     "Probe": "model",
+    "Replica": "app.replica",
     "connect": "objects.proxy",
     "connect_async": "objects.proxy",
+    "protected": "app.decorator",
     "query": "app.methods",
     "replica": "objects.context",
     "serve": "objects.serve",
@@ -54,7 +56,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load on first use what most programs never use."""
+    """Load on first use what not every program uses: a program of a user needs other parts than a command."""
     if name in _LATER:
         from importlib import import_module
 

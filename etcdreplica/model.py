@@ -14,6 +14,7 @@ from typing import Any
 from attrs import Factory, evolve, field, fields_dict, frozen
 
 from etcdreplica.words import (
+    HOOK_TIMEOUT_S,
     PROBE_FAILURES,
     PROBE_GRACE_S,
     PROBE_INTERVAL_S,
@@ -27,6 +28,7 @@ from etcdreplica.words import (
     check_failsafe,
     check_hang_timeout,
     check_name,
+    check_plain,
     check_probe,
     check_replication,
     check_seconds,
@@ -62,6 +64,7 @@ class FailureKind(enum.StrEnum):
     DONE = "done"  # the body returned: the application is complete
 
     EXIT = "exit"  # the process ended or the body raised
+    HOOK = "hook"  # its on-promote hook failed
     HANG = "hang"  # it gave no sign of life, or did not answer its probes, for too long
     HOST = "host"  # the host lease ended, or its peers confirmed its loss
     LOST = "lost"  # the host is up but the replica is not there
@@ -126,6 +129,33 @@ class Probe:
         check_count("probe failures", self.failures, 1, 1000)
 
 
+PLAIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # where plain programs are looked for
+
+
+@frozen
+class Hooks:
+    """Shell commands that the host of a plain program runs when something happens to its copy; "" for nothing.
+
+    A failed `pre_start` keeps the program from being started there, a failed `on_promote` is a failure of the copy. `on_demote`
+    runs before a planned end, and `notify` after every change of role; what they return changes nothing. Each is killed after
+    `timeout_s`.
+    """
+
+    pre_start: str = ""
+    on_promote: str = ""
+    on_demote: str = ""
+    notify: str = ""
+    timeout_s: float = HOOK_TIMEOUT_S
+
+    def __attrs_post_init__(self) -> None:
+        check_seconds("hook_timeout", self.timeout_s, 0.1, 3600)
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """All of them by name."""
+        return {name: getattr(self, name) for name in ("pre_start", "on_promote", "on_demote", "notify")}
+
+
 @frozen
 class Registration:
     """How an application is to be protected.
@@ -139,6 +169,10 @@ class Registration:
 
     `object`: it is a replicated object, whose updates go to every copy in its in-sync set, and which takes none while they are
     fewer than `min_in_sync`. `durable`: each copy has them on its disk, and they outlive the end of all copies.
+
+    `plain`: no library of ours runs in the program, so it counts as running from its start, or, with probes, once all of them
+    were answered well. `hooks` are run around it. Under style warm `standby` runs on backups in its place; without one the
+    program itself runs there.
 
     `failsafe`: its primary runs on without its lease while all hosts of its backups vouch for it (`core.failsafe`).
     """
@@ -163,6 +197,9 @@ class Registration:
     object: bool = False
     min_in_sync: int = 1
     durable: bool = False
+    plain: bool = False
+    standby: str = ""
+    hooks: Hooks = Factory(Hooks)
     failsafe: bool = False
 
     @name.validator
@@ -186,12 +223,19 @@ class Registration:
         check_count("max_restarts", self.max_restarts)
         check_seconds("restart_window", self.restart_window_s, 1)
         check_replication(self.object, self.degree, self.min_in_sync, self.durable)
+        check_plain(self.plain, self.style, self.standby, self.hooks.commands, [probe.target for probe in self.probes])
         check_failsafe(self.failsafe, self.degree)
+
+    @property
+    def end_timeout_s(self) -> float:
+        """How long a copy may take to end when it is asked to, with the hook that runs before."""
+        return self.stop_timeout_s + (self.hooks.timeout_s if self.hooks.on_demote else 0.0)
 
     def program_on(self, host: str) -> Program:
         """Return the program as a host is to run it."""
         override = self.overrides.get(host)
-        return override.apply(self.program) if override else self.program
+        program = override.apply(self.program) if override else self.program
+        return evolve(program, env={"PATH": PLAIN_PATH, **program.env}) if self.plain else program
 
     def differences(self, other: Registration) -> list[str]:
         """Name the settings that differ, as people read them; the environment and the origin do not count."""
@@ -318,6 +362,7 @@ class Assignment:
             successor=self.successor if primary else None,
             peers=tuple(other.host for other in self.seats if other != seat),
             born=self.born,
+            primary=None if primary or self.primary is None else self.primary.host,
             in_doubt=primary and self.in_doubt,
             leaving=self.leaving if primary else None,
             degree=self.degree,
@@ -338,10 +383,11 @@ class Placement:
     in_doubt: bool = False  # as in the assignment
     leaving: Leaving | None = None  # this primary is to hand over
     degree: int = 0  # as in the registration: on so many hosts checkpoints are to be
+    primary: str | None = None  # of a backup: the host of its primary, if there is one
 
     def promoted(self) -> Placement:
         """Return what this becomes when its host succeeds a dead primary."""
-        return evolve(self, role=Role.PRIMARY, epoch=self.epoch + 1, successor=None)
+        return evolve(self, role=Role.PRIMARY, epoch=self.epoch + 1, successor=None, primary=None)
 
 
 @frozen
@@ -361,6 +407,19 @@ class Replica:
     progress_at: float | None = None  # last heartbeat of the body
     serves: str | None = None  # HOST:PORT where this copy of a replicated object answers clients and the other copies
     style: Style | None = None  # under which it was begun
+    hooks: tuple[str, ...] = ()  # of a plain program: what its last hooks came to, with their output
+    body_wall: float = 0.0  # as `body_at`
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """How it became primary, in seconds: `told_s` from being called, `body_s` from then; and when, `body_wall`."""
+        called, told, body = self.decided_at, self.promoted_at, self.body_at
+        if called is None or told is None:
+            return {}
+        found = {"told_s": round(told - called, 6)}
+        if body is not None and body >= told:  # under style hot it ran before
+            found |= {"body_s": round(body - told, 6), "body_wall": self.body_wall}
+        return found
 
 
 @frozen
@@ -378,6 +437,7 @@ class Failure:
     detected_at: float = 0.0
     wall: float = 0.0
     evidence: str = ""  # of a hang: the stacks and what the kernel said of its threads
+    phases: Mapping[str, float] = Factory(dict)  # how it had become primary, as in `Replica.phases`
 
 
 @frozen(order=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterable, Mapping
 
 from etcdreplica.errors import UsageError
 
@@ -17,6 +18,7 @@ MAX_DAY_S = 86400.0
 SHORTEST_HANG_S = 0.5
 PROBE_CALL = "call"  # a probe that the application itself answers, by its `health` function
 PROBE_INTERVAL_S, PROBE_TIMEOUT_S, PROBE_FAILURES, PROBE_GRACE_S = 2.0, 1.0, 3, 10.0
+HOOK_TIMEOUT_S = 10.0
 _PROBE = re.compile(r"call|tcp:(\S+:)?(?P<port>[0-9]{1,5})|https?://\S+|exec:.*\S.*", re.DOTALL)
 
 
@@ -125,6 +127,29 @@ def check_replication(replicated: object, degree: int, min_in_sync: object, dura
     check_count("min_in_sync", min_in_sync, 1, degree)
     if not replicated and (durable or min_in_sync != 1):
         raise UsageError("min_in_sync and durable are settings of replicated objects, and this is none")
+
+
+def check_plain(plain: object, style: str, standby: str, hooks: Mapping[str, str], probes: Iterable[str]) -> None:
+    """Raise `UsageError` unless these settings of a plain program fit together, and with what is none. `hooks` are by name."""
+    given = [name for name, command in {"standby": standby, **hooks}.items() if command]
+    for name, command in {"standby": standby, **hooks}.items():
+        if not isinstance(command, str) or (command and not command.strip()) or "\0" in command:
+            raise UsageError(f"bad {name} {command!r}: it is a shell command")
+    if not plain:
+        if given:
+            raise UsageError(f"{', '.join(given)}: for plain programs only; one that uses @protected has its own code for that")
+        return
+    if style == Style.HOT:
+        raise UsageError("style hot is for programs that use @protected: a plain one that runs on every host is warm")
+    if standby and style != Style.WARM:
+        raise UsageError(f"standby is for style warm: under {style} nothing runs on backups")
+    if style == Style.WARM and not standby and not hooks.get("on_promote"):
+        raise UsageError(
+            "style warm needs standby (a command that runs on backups in the program's place) or on_promote (the program runs "
+            "on every host, and this command makes one of them serve); without either, use style cold"
+        )
+    if PROBE_CALL in probes:
+        raise UsageError('a probe "call" is answered by the health function of a program that uses @protected: use another one')
 
 
 def check_failsafe(failsafe: object, degree: int) -> bool:

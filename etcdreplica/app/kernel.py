@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import fcntl
 import mmap
 import os
@@ -69,12 +70,15 @@ class Deadline:
     """A kernel timer that sends SIGKILL to this process at the moment it was last armed for.
 
     Nothing in the process can delay it: not the GIL, not a blocked signal, not SIGSTOP. A child made by fork does not
-    inherit it; exec deletes it. Raises OSError where the kernel or the C library does not offer it.
+    inherit it; exec deletes it. Raises OSError where the kernel or the C library does not offer it: not to the first process of
+    a container either, which no signal from within can end.
     """
 
     def __init__(self) -> None:
         import ctypes
 
+        if os.getpid() == 1:
+            raise OSError(errno.EPERM, "the kernel ends no process 1 by a timer")
         self._ctypes = ctypes
         self._libc = ctypes.CDLL(None, use_errno=True)
         if not hasattr(self._libc, "timer_create"):  # glibc before 2.34

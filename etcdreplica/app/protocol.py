@@ -19,6 +19,9 @@ below the host's), address (of the host) and born. It is told: replicas (at once
 incarnation, role, epoch, where it serves or null), members (question, revision, epoch, primary, members; all 0 or empty if
 there is no set; or error), changed (question, and revision of the new set; or error, and unknown: it may happen all the same).
 
+`etcdreplica protect` says hello with a registration and without adopt, and with wait if it wants to know, within so many
+seconds, where the primary runs; ok then has primary and epoch.
+
 A client of an object says hello with client, the object's name, instead of what a replica says, and is told replicas until it
 hangs up or says leaving. An object that is not known has none.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from etcdreplica.checkpoint import exchange_pb2_grpc as stubs
 from etcdreplica.checkpoint.bandwidth import Bandwidth
 from etcdreplica.checkpoint.format import DIGEST, Manifest, chunk_count
 from etcdreplica.checkpoint.holding import Context, Holding, Source
+from etcdreplica.checkpoint.logs import printed
 from etcdreplica.checkpoint.peers import INLINE, OPTIONS, SERVICE, SILENCE_S, from_message, pieces, span_bytes, to_message
 from etcdreplica.checkpoint.wire import Piece, encode_piece
 from etcdreplica.daemon.tls import PeerTls
@@ -22,6 +24,7 @@ from etcdreplica.model import Stamp
 from etcdreplica.words import check_name
 
 MAX_SIZE = 1 << 40
+LOGS_AT_ONCE = 16
 HEAR_OUT_S = 2.0  # whoever is refused while still sending may miss why: gRPC tells them of a broken stream instead
 _SERVER_OPTIONS = (
     *OPTIONS,
@@ -32,13 +35,22 @@ _SERVER_OPTIONS = (
 
 
 class ExchangeServer:
-    """Answers other hosts. `holding` returns an application's part on this host, new if need be."""
+    """Answers other hosts. `holding` returns an application's part on this host, new if need be; `log_path` where it prints."""
 
-    def __init__(self, context: Context, holding: Callable[[str], Holding], bandwidth: Bandwidth, tls: PeerTls) -> None:
+    def __init__(
+        self,
+        context: Context,
+        holding: Callable[[str], Holding],
+        bandwidth: Bandwidth,
+        tls: PeerTls,
+        log_path: Callable[[str], Path],
+    ) -> None:
         self._context = context
         self._holding = holding
         self._bandwidth = bandwidth
         self._tls = tls
+        self._log_path = log_path
+        self._logs = 0  # that are read just now
         self._server: Any = None
 
     async def start(self, listen: str) -> int:
@@ -155,9 +167,26 @@ class ExchangeServer:
                 except StorageError as error:
                     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
                     raise
-                if damage:
-                    files.put_aside(stored, damage)
+                if damage and not files.put_aside(stored, damage):
+                    continue  # it was deleted while it was read
                 yield pb.Finding(manifest=to_message(stored.manifest, whole=False), damage=damage)
+
+    async def Log(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Send what copies have printed here; no more is read than the other side takes."""
+        if self._logs >= LOGS_AT_ONCE:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._logs} others read logs here already")
+        self._logs += 1
+        try:
+            self._check_meant(request.to)
+            path = self._log_path(check_name("application name", request.app))
+            async for data in printed(path, request.lines, request.follow):
+                yield pb.LogPart(data=data)
+        except FileNotFoundError:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"{self._context.host} has no output of {request.app}")
+        except (OSError, UsageError, CheckpointError) as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{self._context.host}: {error}")
+        finally:
+            self._logs -= 1
 
     def _check_meant(self, host: str) -> None:
         """Nobody may take what is here for what another host holds."""

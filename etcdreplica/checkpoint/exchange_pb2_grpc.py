@@ -59,6 +59,11 @@ class ExchangeStub:
                 request_serializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.Finding.FromString,
                 _registered_method=True)
+        self.Log = channel.unary_stream(
+                '/etcdreplica.checkpoint.v1.Exchange/Log',
+                request_serializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.LogRequest.SerializeToString,
+                response_deserializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.LogPart.FromString,
+                _registered_method=True)
 
 
 class ExchangeServicer:
@@ -99,6 +104,13 @@ class ExchangeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Log(self, request, context):
+        """What the copies of an application have printed on this host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExchangeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_ExchangeServicer_to_server(servicer, server):
                     servicer.Verify,
                     request_deserializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.VerifyRequest.FromString,
                     response_serializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.Finding.SerializeToString,
+            ),
+            'Log': grpc.unary_stream_rpc_method_handler(
+                    servicer.Log,
+                    request_deserializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.LogRequest.FromString,
+                    response_serializer=etcdreplica_dot_checkpoint_dot_exchange__pb2.LogPart.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class Exchange:
             '/etcdreplica.checkpoint.v1.Exchange/Verify',
             etcdreplica_dot_checkpoint_dot_exchange__pb2.VerifyRequest.SerializeToString,
             etcdreplica_dot_checkpoint_dot_exchange__pb2.Finding.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Log(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/etcdreplica.checkpoint.v1.Exchange/Log',
+            etcdreplica_dot_checkpoint_dot_exchange__pb2.LogRequest.SerializeToString,
+            etcdreplica_dot_checkpoint_dot_exchange__pb2.LogPart.FromString,
             options,
             channel_credentials,
             insecure,

@@ -138,14 +138,15 @@ class Files:
             os.close(fd)
         return f"{bad} of {manifest.count} chunks are damaged" if bad else ""
 
-    def put_aside(self, stored: Stored, what: str) -> None:
-        """Never use this one again; the next older one counts from now on. One that newer ones have pushed out is no loss."""
+    def put_aside(self, stored: Stored, what: str) -> bool:
+        """Never use this one again; the next older one counts from now on. False: newer ones have pushed it out already."""
         with self._changing:
             known = self._known.get(stored.manifest.app, {})
             if known.get(stored.manifest.stamp) != stored:
-                return
+                return False
             del known[stored.manifest.stamp]
         self._put_aside(stored.manifest.app, stored.path, what)
+        return True
 
     def _put_aside(self, app: str, path: Path, what: str) -> None:
         log.error("%s: checkpoint %s is damaged: %s; the next older one is used", app, path.name, what)

@@ -21,7 +21,7 @@ from etcdreplica.checkpoint.format import CHUNK, Manifest
 from etcdreplica.checkpoint.wire import Piece, decode_piece
 from etcdreplica.core.holders import NOTHING
 from etcdreplica.daemon.tls import PeerTls
-from etcdreplica.errors import CheckpointError, ConfigurationError, StaleEpochError
+from etcdreplica.errors import CheckpointError, ConfigurationError, RefusedError, StaleEpochError
 from etcdreplica.model import Stamp
 
 SERVICE = "etcdreplica.checkpoint.v1.Exchange"
@@ -163,6 +163,26 @@ class Peers:
         with _translated(address):
             async for finding in self._stub(address).Verify(pb.VerifyRequest(app=app)):
                 yield from_message(finding.manifest), finding.damage
+
+    async def log(self, host: str, address: str, app: str, lines: int, *, follow: bool) -> AsyncGenerator[bytes, None]:
+        """Yield what copies have printed on a host. Raises RefusedError when there is nothing, CheckpointError."""
+        with _translated(address):
+            call = self._stub(address).Log(pb.LogRequest(app=app, lines=lines, follow=follow, to=host))
+            try:
+                while True:
+                    async with asyncio.timeout(None if follow else SILENCE_S):
+                        part = await call.read()
+                    if part is grpc.aio.EOF:
+                        return
+                    yield part.data
+            except TimeoutError:
+                raise CheckpointError(f"{address} stopped sending") from None
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    raise RefusedError(error.details()) from None
+                raise
+            finally:
+                call.cancel()
 
     def _stub(self, address: str) -> Any:
         return stubs.ExchangeStub(self._channel(address))

@@ -77,7 +77,7 @@ class CheckpointServer:
             ThreadPoolExecutor(4, "large checkpoints", _step_back),
         )
         bandwidth = Bandwidth(settings.checkpoint_mib_s * (1 << 20), clock)
-        self._exchange = ExchangeServer(self._context, self._holding, bandwidth, settings.peer_tls)
+        self._exchange = ExchangeServer(self._context, self._holding, bandwidth, settings.peer_tls, settings.log_path)
         self._apps = AppServer(Path(checkpoint_socket(str(settings.socket_path))), self._on_hello)
         self._holdings: dict[str, Holding] = {}
         self._reigns: dict[str, Reign] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from etcdreplica.cli.options import output_option
+from etcdreplica.cli.texts import printed
 from etcdreplica.words import Failover, Style
 
 
@@ -68,6 +68,32 @@ def failover_command(
 
     result = failover(style, trials, fault, mode, degree, lease_ttl_s, etcd_program, progress)
     _finish(result, output)
+
+
+@bench_command.command("switchover")
+@click.option("--trials", type=click.IntRange(1), default=30, show_default=True)
+@click.option("--apps", type=click.IntRange(1), default=100, show_default=True, help="With a copy on the host that is drained.")
+@click.option("--etcd-program", metavar="FILE", help="Which etcd to use. [default: that on PATH, else the wheel's]")
+@output_option
+def switchover_command(trials: int, apps: int, etcd_program: str | None, output: str) -> None:
+    """Measure planned changes of primary of warm applications on three hosts, one by one and in the drain of a host.
+
+    
+    total               from writing the request to the first line of the next body
+    stop                of that, the application's own: from when its body is told to end until its process is dead
+    beyond_stop         the rest; ratio to one write and its event
+    gap                 without a primary: from when the old body is told to end to the first line of the next one
+    drain               until nothing is on the drained host any more
+    drain_gap           the gap of each application whose primary was there
+
+    
+    Examples:
+      etcdreplica bench switchover
+      etcdreplica bench switchover --trials 10 --apps 20 -o json
+    """
+    from etcdreplica.testing.bench_moves import moves
+
+    _finish(moves(trials, apps, etcd_program, _say), output)
 
 
 @bench_command.command("detection")
@@ -197,9 +223,7 @@ def _say(what: str) -> None:
 
 def _finish(result: dict[str, Any], output: str, more: Callable[[], list[str]] = list) -> None:
     """Print a result, as a table with more lines below it, and exit with 1 if it is not as it should be."""
-    if output == "json":
-        click.echo(json.dumps(result, indent=2))
-    else:
+    if not printed(result, output):
         _print(result)
         for line in more():
             click.echo(line)

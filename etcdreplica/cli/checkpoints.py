@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
+from etcdreplica.cli.completion import applications
 from etcdreplica.cli.options import connection_options, output_option, peer_options, peer_tls, with_store
 from etcdreplica.cli.show import damages, no_application, read_view
-from etcdreplica.cli.texts import age_text, size_text, table
+from etcdreplica.cli.texts import age_text, printed, size_text, table
 from etcdreplica.errors import EtcdReplicaError, RefusedError
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def list_command(output: str, **options: Any) -> None:
 
     view = with_store(read, **options)
     shown = [_listed(view, app) for _, app in sorted(view.apps.items())]
-    if output == "json":
-        click.echo(json.dumps(shown, indent=2))
+    if printed(shown, output):
         return
     rows = [
         [s["name"], _stamp(s), *((size_text(s["size"]), age_text(s["age_s"])) if s["epoch"] else ("", "")), s["holders"]]
@@ -88,7 +87,7 @@ def _listed(view: ClusterView, app: AppView) -> dict[str, Any]:
 @checkpoints_command.command("inspect", short_help="Ask every host what it holds of an application.")
 @peer_options
 @output_option
-@click.argument("name")
+@click.argument("name", shell_complete=applications)
 def inspect_command(output: str, name: str, **options: Any) -> None:
     """Ask the CheckpointServer of every host what it holds of an application.
 
@@ -103,13 +102,12 @@ def inspect_command(output: str, name: str, **options: Any) -> None:
     from etcdreplica.checkpoint.admin import ask
 
     async def work(store: Store, peers: Peers) -> tuple[ClusterView, AppView, list[Answer]]:
-        view, app = await _registered(store, name)
+        view, app = await registered(store, name)
         return view, app, await ask(view, peers, app)
 
-    view, app, answers = _with_peers(work, options)
+    view, app, answers = with_peers(work, options)
     hosts = [_inspected(view, app, answer) for answer in answers]
-    if output == "json":
-        click.echo(json.dumps({**_listed(view, app), "hosts": hosts}, indent=2))
+    if printed({**_listed(view, app), "hosts": hosts}, output):
         return
     rows = []
     for host in hosts:
@@ -157,7 +155,7 @@ def _described(manifest: Manifest) -> dict[str, Any]:
 @click.option("--payload", "form", flag_value="payload", help="Write only the state, as the application has encoded it.")
 @click.option("--json", "form", flag_value="json", help="Write the state as JSON, for people; bytes in base64.")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
-@click.argument("name")
+@click.argument("name", shell_complete=applications)
 @click.argument("file", type=click.Path(allow_dash=True, path_type=Path))
 def export_command(
     epoch: int | None, sequence: int | None, form: str | None, force: bool, name: str, file: Path, **options: Any
@@ -179,7 +177,7 @@ def export_command(
         raise click.UsageError("--sequence counts within an epoch: say --epoch too")
 
     async def work(store: Store, peers: Peers) -> tuple[AppView, Manifest]:
-        view, app = await _registered(store, name)
+        view, app = await registered(store, name)
         choice = choose(app, await ask(view, peers, app, whole=True), epoch, sequence)
         with _progress(choice.manifest.size) as tell:
             if form == "json":
@@ -192,7 +190,7 @@ def export_command(
         return app, choice.manifest
 
     with _writing(file, force) as out:
-        app, manifest = _with_peers(work, options)
+        app, manifest = with_peers(work, options)
     recorded = app.own_checkpoint
     if epoch is None and recorded is not None and manifest.stamp < recorded.stamp:
         holders = ", ".join(recorded.holders)
@@ -261,7 +259,7 @@ def _for_people(manifest: Manifest, data: list[bytes | memoryview]) -> bytes:
 @checkpoints_command.command("import", short_help="Make an exported checkpoint the newest one of an application.")
 @peer_options
 @click.option("--force", is_flag=True, help="Do it in spite of what speaks against it.")
-@click.argument("name")
+@click.argument("name", shell_complete=applications)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def import_command(force: bool, name: str, file: Path, **options: Any) -> None:
     """Make the state in an exported file the newest checkpoint of an application that stands still: 'restore' returns it next.
@@ -278,7 +276,7 @@ def import_command(force: bool, name: str, file: Path, **options: Any) -> None:
     source = open_file(file)
 
     async def work(store: Store, peers: Peers) -> tuple[AppView, Brought]:
-        view, app = await _registered(store, name)
+        view, app = await registered(store, name)
         check_stopped(app)
         answers = await ask(view, peers, app)
         found = objections(app, source.manifest, answers)
@@ -289,7 +287,7 @@ def import_command(force: bool, name: str, file: Path, **options: Any) -> None:
         with _progress(source.manifest.size) as tell:
             return app, await bring_in(store, peers, view, app, answers, source, tell)
 
-    app, brought = _with_peers(work, options)
+    app, brought = with_peers(work, options)
     for host, reason in brought.trouble.items():
         click.echo(f"Warning: {host} does not hold it: {reason}", err=True)
     degree = app.registration.degree if app.registration else 0
@@ -304,7 +302,7 @@ def import_command(force: bool, name: str, file: Path, **options: Any) -> None:
 @checkpoints_command.command("verify", short_help="Have every host read all that it holds.")
 @peer_options
 @output_option
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=applications)
 def verify_command(output: str, name: str | None, **options: Any) -> None:
     """Have every host read all checkpoints that it holds, or those of one application, and put aside what is damaged.
 
@@ -318,16 +316,14 @@ def verify_command(output: str, name: str | None, **options: Any) -> None:
     from etcdreplica.checkpoint.admin import verify
 
     async def work(store: Store, peers: Peers) -> list[Report]:
-        view = (await _registered(store, name))[0] if name else (await read_view(store))[0]
+        view = (await registered(store, name))[0] if name else (await read_view(store))[0]
         return await verify(view, peers, name or "")
 
-    reports = _with_peers(work, options)
+    reports = with_peers(work, options)
     found = [(r.host, manifest, damage) for r in reports for manifest, damage in r.findings]
     shown = [{"host": host, "name": m.app, **_described(m), "damage": damage} for host, m, damage in found]
     silent = {report.host: report.error for report in reports if report.error}
-    if output == "json":
-        click.echo(json.dumps({"checkpoints": shown, "silent": silent}, indent=2))
-    else:
+    if not printed({"checkpoints": shown, "silent": silent}, output):
         rows = [[s["host"], s["name"], _stamp(s), size_text(s["size"]), s["damage"] or "whole"] for s in shown]
         table(["host", "name", "checkpoint", "size", "found"], rows, empty="no host holds a checkpoint")
     damaged = sum(1 for s in shown if s["damage"])
@@ -340,7 +336,8 @@ def verify_command(output: str, name: str | None, **options: Any) -> None:
 # --- what they share ---------------------------------------------------------------------------------------------------
 
 
-def _with_peers(work: Callable[[Store, Peers], Awaitable[T]], options: dict[str, Any]) -> T:
+def with_peers(work: Callable[[Store, Peers], Awaitable[T]], options: dict[str, Any]) -> T:
+    """Run `work` with a store and the way to other hosts."""
     from etcdreplica.checkpoint.peers import Peers
 
     tls = peer_tls(**options)
@@ -355,7 +352,8 @@ def _with_peers(work: Callable[[Store, Peers], Awaitable[T]], options: dict[str,
     return with_store(run, **options)
 
 
-async def _registered(store: Store, name: str) -> tuple[ClusterView, AppView]:
+async def registered(store: Store, name: str) -> tuple[ClusterView, AppView]:
+    """Return the cluster, and an application of it. Raises EtcdReplicaError if there is none of that name."""
     view, _ = await read_view(store)
     if name not in view.apps:
         raise no_application([name], view.apps)

@@ -5,53 +5,60 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import click
 
 from etcdreplica.app.protocol import GUARDIAN_ENV
-from etcdreplica.cli.options import CHECKPOINT_OPTIONS, daemon_store, host_options, manager_options, node_settings
+from etcdreplica.cli.config_file import CONFIG_ENV, NO_FILE
+from etcdreplica.cli.options import daemon_store, host_options, manager_options, node_settings
+from etcdreplica.cli.settings import CONNECTION, HOST, HOST_NAME, NODE, PEER_TLS, STATE_DIR, TIMING, VERBOSE, Setting, add
+from etcdreplica.errors import ConfigurationError
 
-verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more.")
+verbose_option = add(VERBOSE)
 
 
 def _log(verbose: bool) -> None:
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger().setLevel(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 @click.command("node", short_help="Run this host: WatchDog and manager.")
 @host_options
-@click.option("--no-manager", is_flag=True, help="This host is never ReplicaManager.")
-@click.option("--no-checkpoints", is_flag=True, help="This host holds no checkpoints, and so no application that makes some.")
+@add(*NODE)
 @verbose_option
-def node_command(no_manager: bool, no_checkpoints: bool, verbose: bool, **options: Any) -> None:
+def node_command(**given: Any) -> None:
     """Run this host's one daemon: the WatchDog, a CheckpointServer, and a manager that campaigns to be ReplicaManager.
 
-    It runs in the foreground until SIGTERM or Ctrl-C, then hands over what it runs.
+    It runs in the foreground until SIGTERM or Ctrl-C, then hands over what it runs. SIGHUP has it read the configuration file
+    again, and is how it is brought to a new version; what it runs goes on.
 
     \b
     Examples:
       etcdreplica node --etcd 10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379
+      etcdreplica node --config /etc/etcdreplica/etcdreplica.toml
       etcdreplica node --host db-1 --label zone=a --capacity 20
     """
-    _be_guarded()
-    settings = node_settings(**options)
+    _be_guarded(given)
+    from etcdreplica.cli.reload import in_force
     from etcdreplica.daemon.guard import Guard
     from etcdreplica.daemon.node import Node
     from etcdreplica.daemon.service import serve
 
-    _log(verbose)
+    _log(given["verbose"])
 
     async def run() -> None:
         guard = await Guard.connect()
+        options = await in_force(guard, given)
+        _log(options["verbose"])
+        settings = node_settings(**options)
         async with daemon_store(settings, settings.state_dir) as store:
-            given = {**options, "state_dir": settings.state_dir}
-            manager = None if no_manager else _environment(given, _MANAGER_NAMES)
-            checkpoints = None if no_checkpoints else {**_REUSE_MEMORY, **_environment(given, _CHECKPOINT_NAMES)}
+            manager = None if options["no_manager"] else _environment(options, _MANAGER)
+            checkpoints = None if options["no_checkpoints"] else {**_REUSE_MEMORY, **_environment(options, _CHECKPOINTS)}
             await Node(settings, store, guard, manager, checkpoints).run()
 
     serve(run())
@@ -60,23 +67,26 @@ def node_command(no_manager: bool, no_checkpoints: bool, verbose: bool, **option
 @click.command("watchdog", short_help="Run only the WatchDog of this host.")
 @host_options
 @verbose_option
-def watchdog_command(verbose: bool, **options: Any) -> None:
+def watchdog_command(**given: Any) -> None:
     """Run only the WatchDog of this host, without a manager beside it.
 
     \b
     Example:
       etcdreplica watchdog --host db-1 --etcd 10.0.0.1:2379
     """
-    _be_guarded()
-    settings = node_settings(**options)
+    _be_guarded(given)
+    from etcdreplica.cli.reload import in_force
     from etcdreplica.daemon.guard import Guard
     from etcdreplica.daemon.service import serve
     from etcdreplica.daemon.watchdog import WatchDog
 
-    _log(verbose)
+    _log(given["verbose"])
 
     async def run() -> None:
         guard = await Guard.connect()
+        options = await in_force(guard, given)
+        _log(options["verbose"])
+        settings = node_settings(**options)
         async with daemon_store(settings, settings.state_dir) as store:
             await WatchDog(settings, store, guard).run()
 
@@ -180,28 +190,31 @@ def _without_port(arguments: list[str]) -> Iterator[str]:
             yield argument
 
 
-def _be_guarded() -> None:
-    """Become the guardian of this host, which runs this very command again as its WatchDog; then, go on.
-
-    The guardian needs nothing of what the WatchDog loads, and ends with it when the WatchDog finds the command line wrong.
-    """
+def _be_guarded(options: dict[str, Any]) -> None:
+    """Become the guardian of this host, which runs this very command again as its WatchDog; then, go on."""
     if GUARDIAN_ENV not in os.environ:
+        if os.getpid() == 1:
+            raise ConfigurationError(
+                "a node cannot be process 1 of a container, which no timer of the kernel could end in time: give the container "
+                "an init (docker run --init; in a compose file init: true; in a pod shareProcessNamespace: true)"
+            )
+        node_settings(**options)  # raises what is wrong with them while nothing runs yet
         guardian = (sys.executable, "-m", "etcdreplica.guardian", *_THIS, *sys.argv[1:])
         os.execv(guardian[0], guardian)  # noqa: S606
 
 
-def _environment(options: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """Tell a child by environment what this command was told by options."""
-    given = {_VARIABLES.get(name, name.upper()): options[name] for name in names if options.get(name) not in (None, False)}
-    variables = {f"ETCDREPLICA_{name}": str(value) for name, value in given.items()}
-    return {**variables, "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1")}
+def _environment(options: dict[str, Any], settings: Sequence[Setting]) -> dict[str, str]:
+    """Tell a child by environment what this command was told, so that it reads no file of its own."""
+    given = {setting.variable: options[setting.key] for setting in settings}
+    variables = {name: str(value) for name, value in given.items() if value not in (None, False)}
+    files = [Path(options[setting.key]).read_bytes() for setting in settings if setting.is_file and options[setting.key]]
+    if files:  # so that a child is replaced when one of its files was
+        variables["ETCDREPLICA_FILES"] = sha256(b"".join(files)).hexdigest()
+    return {**variables, CONFIG_ENV: NO_FILE, "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1")}
 
 
 # For glibc: keep the memory of pieces of a state instead of having the kernel map and clear it for each of them.
 _REUSE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
-_VARIABLES = {"lease_ttl_s": "LEASE_TTL", "socket_path": "SOCKET", "checkpoint_mib_s": "CHECKPOINT_BANDWIDTH"}
-_MANAGER_NAMES = (
-    *("etcd", "cluster", "etcd_ca", "etcd_cert", "etcd_key", "etcd_user", "host", "timing", "lease_ttl_s", "state_dir"),
-    *("peer_ca", "peer_cert", "peer_key"),
-)
-_CHECKPOINT_NAMES = (*_MANAGER_NAMES, "address", "socket_path", "insecure", *CHECKPOINT_OPTIONS)
+_MANAGER = (*CONNECTION, HOST_NAME, STATE_DIR, *PEER_TLS, *TIMING)
+_OF_THE_WATCHDOG = ("label", "capacity", "peer-listen")  # and of none of its children
+_CHECKPOINTS = (*CONNECTION, *(s for s in HOST if s.name not in _OF_THE_WATCHDOG), *PEER_TLS, *TIMING)

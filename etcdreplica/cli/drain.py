@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from etcdreplica.cli.asking import follow_view, me, tell_who_leads
+from etcdreplica.cli.completion import hosts
 from etcdreplica.cli.options import connection_options, output_option, wait_option, with_store
 from etcdreplica.cli.show import read_view
-from etcdreplica.cli.texts import table
+from etcdreplica.cli.texts import printed, table
 from etcdreplica.errors import EtcdReplicaError, RefusedError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SAID_S = 1.0  # how often progress is said at most
 @wait_option
 @click.option("--timeout", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds to wait.")
 @output_option
-@click.argument("host")
+@click.argument("host", shell_complete=hosts)
 def drain_command(reason: str, dry_run: bool, wait: bool, timeout: float, output: str, host: str, **options: Any) -> None:
     """Give a host no new copy, and move those that it has: each is replaced elsewhere first, then it ends.
 
@@ -49,16 +49,14 @@ def drain_command(reason: str, dry_run: bool, wait: bool, timeout: float, output
     """
     if dry_run:
         plan = with_store(lambda store: _foresee(store, host), **options)
-        if output == "json":
-            click.echo(json.dumps({"host": host, "dry_run": True, "applications": plan}, indent=2))
-        else:
+        if not printed({"host": host, "dry_run": True, "applications": plan}, output):
             heads = ["application", "role", "what would happen"]
             table(heads, [[row["name"], row["role"], row["what"]] for row in plan], empty=f"nothing is on {host}")
         return
     told = with_store(lambda store: _drain(store, host, reason, timeout if wait else None), **options)
     left, moved = told["left"], told["moved"]
-    if output == "json":
-        click.echo(json.dumps(told, indent=2))
+    if printed(told, output):
+        pass
     elif not left:
         click.echo(f"{host} is drained: nothing is on it ({moved} moved)")
     elif not wait:
@@ -72,7 +70,7 @@ def drain_command(reason: str, dry_run: bool, wait: bool, timeout: float, output
 @click.command("undrain", short_help="Take a drained host into use again.")
 @connection_options
 @output_option
-@click.argument("host")
+@click.argument("host", shell_complete=hosts)
 def undrain_command(output: str, host: str, **options: Any) -> None:
     """Let a host have copies again. What was moved away stays where it is; what is still there stays there.
 
@@ -89,9 +87,7 @@ def undrain_command(output: str, host: str, **options: Any) -> None:
         return (await store.commit(Txn((Exists(key),), (Delete(key),)))).succeeded
 
     changed = with_store(undrain, **options)
-    if output == "json":
-        click.echo(json.dumps({"host": host, "changed": changed}, indent=2))
-    else:
+    if not printed({"host": host, "changed": changed}, output):
         click.echo(f"{host} is drained no longer" if changed else f"{host} was not drained")
 
 
@@ -130,7 +126,12 @@ async def _write(store: Store, view: ClusterView, host: str, reason: str) -> Non
 
 def _left(view: ClusterView, host: str) -> dict[str, AppView]:
     """Return the applications that have a seat there, or a copy that has not ended yet."""
-    return {name: app for name, app in sorted(view.apps.items()) if host in app.seated_on or host in app.replicas}
+
+    def is_there(app: AppView) -> bool:
+        seats = app.assignment.seats if app.assignment else ()
+        return host in app.replicas or any(seat.host == host for seat in seats)
+
+    return {name: app for name, app in sorted(view.apps.items()) if is_there(app)}
 
 
 def _why_there(view: ClusterView, app: AppView, host: str) -> str:

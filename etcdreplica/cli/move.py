@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etcdreplica.cli.asking import follow_view, me, registered, tell_who_leads
+from etcdreplica.cli.completion import applications, hosts
 from etcdreplica.cli.options import connection_options, output_option, wait_option, with_store
+from etcdreplica.cli.texts import printed
 from etcdreplica.errors import EtcdReplicaError, RefusedError, StoreError
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 MARGIN_S = 30.0  # beside the stop timeout of the application
 LEAST_S = 5.0  # for so long a request stands at least when nobody takes it back
 
-to_option = click.option("--to", metavar="HOST", help="Which backup is to follow. [default: the best one]")
+to_option = click.option(
+    "--to", metavar="HOST", shell_complete=hosts, help="Which backup is to follow. [default: the best one]"
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would happen.")
 timeout_option = click.option(
     "--timeout", type=click.FloatRange(0), help="Seconds to wait. [default: the application's stop timeout and 30]"
@@ -35,7 +38,7 @@ timeout_option = click.option(
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed((connection_options, to_option, dry_run_option, wait_option, timeout_option, output_option)):
         function = option(function)
-    return click.argument("name", metavar="APP")(function)
+    return click.argument("name", metavar="APP", shell_complete=applications)(function)
 
 
 @click.command("switchover", short_help="Have a backup become primary, in order.")
@@ -83,8 +86,7 @@ def failover_command(
 
 
 def _tell(told: dict[str, Any], output: str) -> None:
-    if output == "json":
-        click.echo(json.dumps(told, indent=2))
+    if printed(told, output):
         return
     name, before, to = told["application"], told["from"], told["to"]
     if not told["changed"] and before == to:
@@ -116,7 +118,7 @@ class Change:
             async for view in views:  # again when something has changed before the request was written
                 app = registered(view, self._name)
                 assert app.registration is not None
-                self._timeout = app.registration.stop_timeout_s + MARGIN_S if timeout is None else timeout
+                self._timeout = app.registration.end_timeout_s + MARGIN_S if timeout is None else timeout
                 told = self._plan(app, view)
                 if dry_run or told["from"] == told["to"]:
                     return {**told, "dry_run": dry_run}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from etcdreplica.cli.asking import me, tell_who_leads
+from etcdreplica.cli.completion import applications
 from etcdreplica.cli.options import connection_options, output_option, with_store
 from etcdreplica.cli.show import read_view
+from etcdreplica.cli.texts import printed
 from etcdreplica.errors import EtcdReplicaError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from etcdreplica.store import Key, Store
 
 all_option = click.option("--all", "everything", is_flag=True, help="The whole cluster.")
-names_argument = click.argument("names", metavar="NAME...", nargs=-1)
+names_argument = click.argument("names", metavar="NAME...", nargs=-1, shell_complete=applications)
 
 
 @click.command("pause", short_help="Keep applications as they are: no fail-over, no placing.")
@@ -60,10 +61,8 @@ def pause_command(
 
     missing, written = with_store(pause, **options)
     done = [name for name in names if name in written]
-    if output == "json":
-        told = {"cluster": everything, "applications": done, "by": record.by, "reason": reason, "taken": not no_wait}
-        click.echo(json.dumps(told, indent=2))
-    else:
+    told = {"cluster": everything, "applications": done, "by": record.by, "reason": reason, "taken": not no_wait}
+    if not printed(told, output):
         for what in ["the whole cluster"] if everything else done:
             click.echo(f"{what} {'will be' if no_wait else 'is'} paused")
     if missing:
@@ -115,7 +114,7 @@ async def _tell_late(store: Store, late: set[str], timeout: float, again: str) -
     )
 
 
-@click.command("resume", short_help="End a pause, and start parked or stopped applications again.")
+@click.command("resume", short_help="End a pause; start again what is parked or stopped.")
 @connection_options
 @all_option
 @output_option
@@ -152,9 +151,7 @@ def resume_command(everything: bool, output: str, names: tuple[str, ...], **opti
 
     told = with_store(resume, **options)
     missing = told.pop("missing")
-    if output == "json":
-        click.echo(json.dumps(told, indent=2))
-    else:
+    if not printed(told, output):
         _tell_resumed(told, everything)
     if missing:
         raise EtcdReplicaError(f"not registered: {', '.join(missing)} (see 'etcdreplica list')")

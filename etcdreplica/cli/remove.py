@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from etcdreplica.cli.completion import applications
 from etcdreplica.cli.options import connection_options, with_store
 from etcdreplica.errors import EtcdReplicaError
 
@@ -17,7 +18,7 @@ from etcdreplica.errors import EtcdReplicaError
 @click.option("--no-wait", is_flag=True, help="Do not wait until the last copy has ended.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait.")
 @click.option("--missing-ok", is_flag=True, help="Do not complain about names that are not registered.")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=applications)
 def remove_command(no_wait: bool, timeout: float, missing_ok: bool, names: tuple[str, ...], **options: Any) -> None:
     """Ask every copy of the named applications to end, kill what does not, and forget the registrations.
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import evolve
 
 from etcdreplica.cli.asking import follow_view, registered, tell_who_leads
+from etcdreplica.cli.completion import applications
 from etcdreplica.cli.options import connection_options, output_option, wait_option, with_store
+from etcdreplica.cli.texts import printed
 from etcdreplica.errors import EtcdReplicaError, RefusedError
 from etcdreplica.words import Style
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @wait_option
 @click.option("--timeout", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds to wait.")
 @output_option
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=applications)
 def scale_command(
     degree: int | None, style: str | None, wait: bool, timeout: float, output: str, name: str, **options: Any
 ) -> None:
@@ -49,9 +50,9 @@ def scale_command(
         raise click.UsageError("say what to change: --degree or --style")
     wanted = Style(style) if style else None
     told = with_store(lambda store: rescale(store, name, degree, wanted, timeout if wait else None), **options)
-    if output == "json":
-        click.echo(json.dumps(told, indent=2))
-    elif not told["changed"]:
+    if printed(told, output):
+        return
+    if not told["changed"]:
         click.echo(f"{name} is {told['style']} with degree {told['degree']} already")
     else:
         click.echo(f"{name} {'is' if wait else 'will be'} {told['style']} with degree {told['degree']}")

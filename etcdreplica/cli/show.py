@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from etcdreplica.cli.options import connection_options, output_option, with_store
-from etcdreplica.cli.texts import size_text, table, when
+from etcdreplica.cli.completion import applications
+from etcdreplica.cli.options import connection_options, output_option, watched, with_store
+from etcdreplica.cli.texts import printed, size_text, table, when
 from etcdreplica.errors import EtcdReplicaError
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def list_command(output: str, **options: Any) -> None:
       etcdreplica list -o json
     """
     picture = with_store(_picture, **options)
-    if output == "json":
-        click.echo(json.dumps(picture["applications"], indent=2))
+    if printed(picture["applications"], output):
         return
     table(
         ["name", "style", "degree", "state", "primary"],
@@ -46,19 +45,31 @@ def list_command(output: str, **options: Any) -> None:
 @click.command("status", short_help="Show applications, replicas, hosts and leaders.")
 @connection_options
 @output_option
-@click.argument("names", metavar="[NAME]...", nargs=-1)
-def status_command(output: str, names: tuple[str, ...], **options: Any) -> None:
+@click.option("--watch", "-w", is_flag=True, help="Show it again and again, in place, until Ctrl-C.")
+@click.option("--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds from one to the next.")
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=applications)
+def status_command(output: str, watch: bool, interval: float, names: tuple[str, ...], **options: Any) -> None:
     """Show how the named applications are, or all of them, with the hosts and the leaders.
 
     \b
     Examples:
       etcdreplica status
       etcdreplica status shop -o json
+      etcdreplica status --watch --interval 0.5
     """
-    picture = with_store(_picture, **options)
+
+    def show(picture: dict[str, Any]) -> None:
+        _tell_status(picture, output, names)
+
+    if watch:
+        watched(_picture, show, interval, **options)
+    else:
+        show(with_store(_picture, **options))
+
+
+def _tell_status(picture: dict[str, Any], output: str, names: tuple[str, ...]) -> None:
     applications = picture["applications"] = _chosen(picture["applications"], names)
-    if output == "json":
-        click.echo(json.dumps(picture, indent=2))
+    if printed(picture, output):
         return
     rows = []
     for app in applications:
@@ -81,17 +92,53 @@ def status_command(output: str, names: tuple[str, ...], **options: Any) -> None:
     _tell_pause(picture["pause"])
     if not names:
         click.echo()
-        heads = ["host", "address", "replicas", "capacity", "labels", "version", "state"]
-        rows = [[*(host[key] for key in ("name", *heads[1:-1])), _host_state(host)] for host in picture["hosts"]]
-        table(heads, rows, empty="no host is up")
+        _tell_hosts(picture["hosts"])
         for role, holder in picture["leaders"].items():
             click.echo(f"leader of {role}: {holder or 'none'}")
+
+
+def _tell_hosts(hosts: list[dict[str, Any]]) -> None:
+    heads = ["host", "address", "replicas", "capacity", "labels", "version", "state"]
+    rows = [[*(host[key] for key in ("name", *heads[1:-1])), _host_state(host)] for host in hosts]
+    table(heads, rows, empty="no host is up")
+
+
+@click.command("hosts", short_help="Show the hosts that are up.")
+@connection_options
+@output_option
+def hosts_command(output: str, **options: Any) -> None:
+    """Show the hosts that are up, how many replicas each has been given, and its labels.
+
+    \b
+    Examples:
+      etcdreplica hosts
+      etcdreplica hosts -o yaml
+    """
+    picture = with_store(_picture, **options)
+    if not printed(picture["hosts"], output):
+        _tell_hosts(picture["hosts"])
+
+
+@click.command("leaders", short_help="Show which hosts lead.")
+@connection_options
+@output_option
+def leaders_command(output: str, **options: Any) -> None:
+    """Show which host's manager is ReplicaManager, and which is SuperWatchDog; no host if nobody leads just now.
+
+    \b
+    Examples:
+      etcdreplica leaders
+      etcdreplica leaders -o json
+    """
+    leaders = with_store(_picture, **options)["leaders"]
+    if not printed(leaders, output):
+        table(["role", "host"], [[role, host] for role, host in leaders.items()], empty="nobody")
 
 
 @click.command("describe", short_help="Tell everything about one application.")
 @connection_options
 @output_option
-@click.argument("name")
+@click.argument("name", shell_complete=applications)
 def describe_command(output: str, name: str, **options: Any) -> None:
     """Tell everything about one application: how it is registered, where it runs, what has failed.
 
@@ -110,8 +157,7 @@ def describe_command(output: str, name: str, **options: Any) -> None:
 
     picture, history = with_store(read, **options)
     app = {**_chosen(picture["applications"], (name,))[0], "history": sorted(history, key=lambda event: event["wall"])}
-    if output == "json":
-        click.echo(json.dumps(app, indent=2))
+    if printed(app, output):
         return
     for key in ("name", "style", "degree", "state", "degraded", "paused", "reason", "epoch"):
         click.echo(f"{key + ':':<12}{app[key]}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from etcdreplica.cli.asking import follow_view, me, registered, tell_who_leads
+from etcdreplica.cli.completion import applications
 from etcdreplica.cli.options import connection_options, output_option, wait_option, with_store
+from etcdreplica.cli.texts import printed
 from etcdreplica.errors import EtcdReplicaError, RefusedError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @wait_option
 @click.option("--timeout", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds to wait.")
 @output_option
-@click.argument("names", metavar="APP...", nargs=-1, required=True)
+@click.argument("names", metavar="APP...", nargs=-1, required=True, shell_complete=applications)
 def stop_command(discard_state: bool, wait: bool, timeout: float, output: str, names: tuple[str, ...], **options: Any) -> None:
     """End every copy of the named applications, which stay registered: 'resume' starts them again.
 
@@ -40,8 +41,7 @@ def stop_command(discard_state: bool, wait: bool, timeout: float, output: str, n
     """
     names = tuple(dict.fromkeys(names))
     states = with_store(lambda store: _stop(store, names, discard_state, timeout if wait else None), **options)
-    if output == "json":
-        click.echo(json.dumps({"applications": states}, indent=2))
+    if printed({"applications": states}, output):
         return
     for name, state in states.items():
         click.echo(f"{name} {'is' if state != 'stopping' else 'will be'} {'stopped' if state == 'stopping' else state}")
@@ -98,6 +98,7 @@ async def _write(store: Store, app: AppView) -> None:
 
 def _state(view: ClusterView, name: str) -> str | None:
     """Return in which state nothing of it runs, if so."""
+    from etcdreplica.core.failsafe import in_doubt
     from etcdreplica.model import AssignmentState
 
     ended = (AssignmentState.STOPPED, AssignmentState.COMPLETED, AssignmentState.FAILED)
@@ -105,4 +106,5 @@ def _state(view: ClusterView, name: str) -> str | None:
     if app is None or app.registration is None:
         return "removed"
     found = app.assignment
-    return str(found.state) if found is not None and found.state in ended and not app.replicas else None
+    runs = app.replicas or in_doubt(app, view) is not None
+    return str(found.state) if found is not None and found.state in ended and not runs else None

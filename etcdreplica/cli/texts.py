@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any
 
 import click
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _AGES = (("s", 120, 1), ("min", 7200, 60), ("h", 172_800, 3600))
+
+
+def printed(value: Any, output: str) -> bool:
+    """Print a value as JSON or YAML, if one of them is wanted; return whether it was."""
+    if output == "json":
+        click.echo(json.dumps(value, indent=2))
+    elif output == "yaml":
+        import yaml
+
+        plain = json.loads(json.dumps(value))  # enums as texts, tuples as lists
+        click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
+    return output != "table"
 
 
 def table(heads: list[str], rows: list[list[Any]], *, empty: str) -> None:

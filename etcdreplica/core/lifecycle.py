@@ -9,7 +9,7 @@ from etcdreplica.model import ReplicaState as S
 TRANSITIONS: Mapping[S, frozenset[S]] = {
     S.STARTING: frozenset({S.STANDBY, S.READY, S.RUNNING, S.STOPPING}),
     S.STANDBY: frozenset({S.STARTING}),
-    S.READY: frozenset({S.RUNNING, S.STOPPING}),
+    S.READY: frozenset({S.STARTING, S.RUNNING, S.STOPPING}),  # back, where the standby command of a plain program ends first
     S.RUNNING: frozenset({S.STOPPING}),
     S.STOPPING: frozenset(),
 }

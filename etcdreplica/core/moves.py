@@ -111,7 +111,8 @@ def remains(app: AppView, cluster: ClusterView, host: str) -> str:
         return "its copy is ending"
     lasting = [seat for seat in assignment.backups if seat.host not in cluster.drains]
     waits = [why for seat in lasting if (why := unsettled(app, cluster, seat))]
-    is_short = app.registration is not None and sum(h not in cluster.drains for h in app.seated_on) < app.registration.degree
+    kept = sum(seat.host not in cluster.drains for seat in assignment.seats)
+    is_short = app.registration is not None and kept < app.registration.degree
     nobody = no_room(app, cluster) if is_short else ""
     return "; ".join(waits) or nobody or "it is being moved"
 

@@ -17,6 +17,7 @@ class PlannerSettings:
     restart: RestartPolicy = Factory(RestartPolicy)
     start_grace_s: float = 15.0  # a host that is up shows a replica it was given within this
     refusal_retry_s: float = 30.0  # a host that refused the program is asked again after this
+    quiet_s: float = 30.0  # a primary leaves a drained host while nothing starts, or after this
     failed_host_s: float = 60.0  # a host where the application just failed is chosen last
 
 
@@ -28,6 +29,7 @@ class Memory:
     refused_at: dict[str, float] = Factory(dict)
     failed_at: dict[str, float] = Factory(dict)
     running_since: tuple[int, float] | None = None
+    heir_since: float | None = None  # when a primary could first have left a drained host
     primary_hold_until: float | None = None
     backup_hold_until: float | None = None
     recent: dict[int, float] | None = None  # failures of primaries within the window, by incarnation

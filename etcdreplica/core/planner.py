@@ -40,6 +40,7 @@ from etcdreplica.model import (
 )
 from etcdreplica.words import MAX_DEGREE, Role
 
+LOOK_S = 0.25  # how often a primary that is to leave a drained host looks whether copies are starting
 EVENTS_AT_ONCE = 10  # etcd takes 128 operations in one transaction
 DERIVED = "placements/"  # corrupt values there are written anew from the assignment
 STATE = "checkpoints/"  # of these the CheckpointServers make what they can; who is primary does not depend on them
@@ -61,6 +62,20 @@ def decide(app: AppView, cluster: ClusterView, memory: Memory, now: float, setti
         left = app.failures or old.paused or answered
         return Decision(Plan(evolve(old, paused=False), tuple(app.failures), answered=answered) if left else None)
     return step.decide()
+
+
+def foresee(app: AppView, cluster: ClusterView, settings: PlannerSettings) -> tuple[str, str | None]:
+    """Say why nobody would take over at once if the primary failed now, and which host would get one more copy.
+
+    As `decide` would have it, but for what only the manager remembers: the primary is taken to have run for long.
+    """
+    assert app.registration is not None
+    step = _Step(app, app.registration, cluster, Memory(), 0.0, settings)
+    step.draft = step._begin()
+    if step.draft.primary is not None:
+        step.memory.running_since = (step.draft.primary.incarnation, -settings.restart.settle_s)
+    why, seat = step._not_at_once(), step._new_seat()
+    return why, seat.host if seat is not None else None
 
 
 def _rests(old: Assignment, app: AppView) -> bool:
@@ -147,12 +162,25 @@ class _Step(Draft):
     def _heir_of_drained(self, primary: Seat) -> Seat | None:
         """Who follows a primary on a drained host: nobody before all copies that are to stay are as good as the old ones."""
         if self._lasts(primary):
+            self.memory.heir_since = None
             return None
         lasting = [seat for seat in self.draft.backups if self._lasts(seat)]
         waits = len(lasting) < self.registration.degree and self._held(primary=False)
         if waits or any(unsettled(self.app, self.cluster, seat) for seat in lasting):
             return None
-        return next(iter(heirs(self.app, self.cluster, lasting)), None)
+        heir = next(iter(heirs(self.app, self.cluster, lasting)), None)
+        return heir if heir is not None and self._is_quiet() else None
+
+    def _is_quiet(self) -> bool:
+        """Whether bodies can end and begin quickly: first all copies are made, everywhere, and then the primaries go."""
+        memory, settings = self.memory, self.settings
+        memory.heir_since = self.now if memory.heir_since is None else memory.heir_since
+        until = memory.heir_since + settings.quiet_s
+        if not self.cluster.starting or self.now >= until:
+            memory.heir_since = None
+            return True
+        self._wake(min(until, self.now + LOOK_S))
+        return False
 
     def hold_still(self) -> Decision:
         """Under a pause, write down what has happened already and nothing else: who took over, and that nobody will."""
@@ -282,7 +310,7 @@ class _Step(Draft):
                 self.memory.missing_since.pop(seat.incarnation, None)
                 continue
             since = self.memory.missing_since.setdefault(seat.incarnation, self.now)
-            grace_s = self.settings.start_grace_s + self.registration.stop_timeout_s  # an earlier copy there may be ending
+            grace_s = self.settings.start_grace_s + self.registration.end_timeout_s  # an earlier copy there may be ending
             if self.now < since + grace_s:
                 self._wake(since + grace_s)
                 continue
@@ -384,17 +412,25 @@ class _Step(Draft):
         self._wake(until)
         return True
 
+    def _not_at_once(self) -> str:
+        """Say why nobody is to take over at once when the primary fails."""
+        draft, policy, registration, recent = self.draft, self.settings.restart, self.registration, self._recent()
+        why = ""
+        if restart_delay_s(draft.strikes + 1, self.app.name, policy) > 0 and not self._is_settled():
+            why = f"it has failed {draft.strikes} times in quick succession, so its next start has to wait"
+        elif draft.here < registration.restarts_here and not self._standing():
+            why = f"it is first started again on its own host, {draft.here} of {registration.restarts_here} times so far"
+        if registration.max_restarts and len(recent) >= registration.max_restarts:
+            self._wake(min(recent.values()) + registration.restart_window_s)
+            why = f"it has failed {len(recent)} times within {registration.restart_window_s:g} s: one more time parks it"
+        return why
+
     def _choose_successor(self) -> None:
         """The first backup that can take over at once, unless the next failure has to wait, stay on its host or be the last.
 
         For a primary that was asked to end there is no next failure.
         """
-        draft, policy, registration, recent = self.draft, self.settings.restart, self.registration, self._recent()
-        waits = restart_delay_s(draft.strikes + 1, self.app.name, policy) > 0 and not self._is_settled()
-        waits = waits or (draft.here < registration.restarts_here and not self._standing())
-        if registration.max_restarts and len(recent) >= registration.max_restarts:
-            self._wake(min(recent.values()) + registration.restart_window_s)
-            waits = True
+        draft, waits = self.draft, bool(self._not_at_once())
         able = sorted((s for s in draft.backups if not unready(self.app, self.cluster, s)), key=self._rank_of_heir)
         if (leaving := draft.leaving) is not None:
             able.sort(key=lambda seat: seat.host != leaving.to)

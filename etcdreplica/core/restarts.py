@@ -16,7 +16,7 @@ from attrs import frozen
 
 from etcdreplica.model import FailureKind
 
-FAULTS = frozenset({FailureKind.EXIT, FailureKind.HANG, FailureKind.RETURNED, FailureKind.LOST})
+FAULTS = frozenset({FailureKind.EXIT, FailureKind.HOOK, FailureKind.HANG, FailureKind.RETURNED, FailureKind.LOST})
 """Failures that are put down to the application."""
 
 RESTARTED_HERE = FAULTS - {FailureKind.LOST}

@@ -17,7 +17,8 @@ The rules follow from it:
   being stepped or slewed hard is beyond any margin.
 - A lease must survive one lost renewal. If the loss shows as a failed call, this takes a renewal interval and a call's
   timeout; if it shows as silence, it is noticed when the renewal after it is due. There must be time left before the
-  fence either way.
+  fence either way, to find another endpoint. If it was the leader of etcd that was lost, its election has to fit in as well,
+  which no rule here can know: docs/etcd-outage.md.
 """
 
 from __future__ import annotations

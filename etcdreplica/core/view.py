@@ -20,6 +20,7 @@ from etcdreplica.model import (
     Pause,
     Registration,
     Replica,
+    ReplicaState,
     Request,
     Seat,
     Server,
@@ -151,6 +152,7 @@ class ClusterView:
     pause_revision: int = 0
     drains: dict[str, Drain] = Factory(dict)  # by host
     floor: int = 0  # below it are the epochs that an etcd before this one has used
+    starting: set[tuple[str, str]] = Factory(set)  # application and host of copies that are shown to start
     losses: dict[str, Loss] = Factory(dict)  # by host; what we found ourselves, so that no snapshot clears it
     room: Room = field(factory=Room, eq=False)
     seatless: set[str] = field(factory=set, eq=False)
@@ -203,6 +205,7 @@ class ClusterView:
         self.hosts.clear()
         self.servers.clear()
         self.drains.clear()
+        self.starting.clear()
         self.apps.clear()
         self.seats.clear()
         self.room.clear()
@@ -321,6 +324,9 @@ class ClusterView:
             held, key = places[kind]
             if kind == "failures":
                 key = int(key)
+            elif kind == "replicas":
+                starts = value is not None and value.state is ReplicaState.STARTING
+                (self.starting.add if starts else self.starting.discard)((app.name, key))
             if value is None:
                 held.pop(key, None)
             else:

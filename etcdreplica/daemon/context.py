@@ -10,11 +10,12 @@ from attrs import frozen
 from etcdreplica.clock import Clock
 from etcdreplica.daemon.failsafe import Failsafe
 from etcdreplica.daemon.guard import Guard
+from etcdreplica.daemon.hooks import Notifier
 from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.objects import Copies
 from etcdreplica.daemon.settings import NodeSettings
-from etcdreplica.daemon.starts import Starts
 from etcdreplica.daemon.state_file import StateFile
+from etcdreplica.daemon.turns import Turns
 from etcdreplica.store import Lease, Store
 
 
@@ -26,10 +27,12 @@ class HostContext:
     store: Store
     clock: Clock
     guard: Guard
-    starts: Starts
+    starts: Turns
+    handovers: Turns
     state: StateFile
     copies: Copies
     machine: Machine
+    notifier: Notifier
     failsafe: Failsafe
     extended: Callable[[], None]  # to be called when what runs here may run for longer
     session: int
@@ -42,4 +45,4 @@ class HostContext:
 
     def log_path(self, app: str) -> Path:
         """Where the output of an application's replica goes."""
-        return self.settings.state_dir / "logs" / f"{app}.log"
+        return self.settings.log_path(app)

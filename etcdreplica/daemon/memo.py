@@ -10,6 +10,7 @@ from etcdreplica.model import Placement, Replica
 
 SESSION = "@session"  # wards that are no application's begin with @
 OPENING = "@opening"  # the lease of a session that is being opened
+SETTINGS = "@settings"  # what the WatchDog was told to work with
 MANAGER = "@manager"
 CHECKPOINTS = "@checkpoints"
 

@@ -27,6 +27,7 @@ from etcdreplica.daemon.guard import WardView
 from etcdreplica.daemon.hold import Hold
 from etcdreplica.daemon.memo import Memo
 from etcdreplica.daemon.objects import InSyncSet, welcome_fields
+from etcdreplica.daemon.plain import NOTES_KEPT, PlainCopy
 from etcdreplica.daemon.process import ReplicaProcess
 from etcdreplica.daemon.publisher import Publisher
 from etcdreplica.daemon.registry import read_registration
@@ -61,6 +62,8 @@ class Run:
         self._early: list[AppConnection] = []
         self._registration: Registration | None = None
         self._in_sync: InSyncSet | None = None  # of a replicated object
+        self._plain: PlainCopy | None = None  # of a plain program
+        self._leftovers: list[WardView] = []  # of an earlier WatchDog: hooks that were running
         self.backing = Backing()  # with failsafe
         self._awaited: tuple[Placement, float] | None = None  # a promotion that has to wait until its leases are confirmed
         self._started_at = context.clock()
@@ -95,9 +98,10 @@ class Run:
         self._heed()
 
     @classmethod
-    def resume(cls, context: HostContext, ward: WardView, memo: Memo) -> Run:
-        """Take over what an earlier WatchDog of this host began, its process and its lease."""
+    def resume(cls, context: HostContext, ward: WardView, memo: Memo, beside: list[WardView]) -> Run:
+        """Take over what an earlier WatchDog of this host began, its process and its lease; what ran beside it is ended."""
         run = cls(context, ward.ward, memo.placement, memo.revision, None)
+        run._leftovers = beside
         run._replicate(memo.object)
         if memo.vouchers:
             run.backing = Backing([frozenset(memo.vouchers)], dict(memo.vouchers))
@@ -132,9 +136,14 @@ class Run:
         return self._hold.until
 
     @property
+    def wards(self) -> tuple[str, ...]:
+        """The guardian's names for all that must be dead by then."""
+        return (self.app, *(self._plain.wards if self._plain is not None else ()))
+
+    @property
     def stop_timeout_s(self) -> float:
-        """How long its process may take to end when asked to."""
-        return self._registration.stop_timeout_s if self._registration else 0.0
+        """How long it may take to end when asked to."""
+        return self._registration.end_timeout_s if self._registration else 0.0
 
     # --- what the WatchDog is told by etcd -------------------------------------------------------------------------
 
@@ -156,6 +165,8 @@ class Run:
                 self._connection.send("degree", degree=placement.degree)
             self.placement = placement
             self._remember()
+            if self._plain is not None:
+                self._plain.placed()
             self._seek_vouchers()
             if self._publisher.replica.epoch != placement.epoch:
                 self._tell_role()
@@ -243,6 +254,9 @@ class Run:
         if self.process is None or registration is None:  # it is quicker than the guardian, or etcd, told us of it
             self._early.append(connection)
             return
+        if registration.plain:
+            connection.refuse(f"{self.app} is registered as a plain program, which no library speaks for: see docs/programs.md")
+            return
         if not self.process.has(connection.pid):
             connection.refuse(f"process {connection.pid} was not started as a replica of {self.app}")
             return
@@ -305,7 +319,8 @@ class Run:
             body_at = min(now, float(message["at"]))
             self._started_at = body_at
             if self._publisher.replica.state in (ReplicaState.STARTING, ReplicaState.READY):
-                self._publisher.show(state=ReplicaState.RUNNING, body_at=body_at, pid=self._connection and self._connection.pid)
+                pid, wall = self._connection and self._connection.pid, time.time() - (now - body_at)
+                self._publisher.show(state=ReplicaState.RUNNING, body_at=body_at, body_wall=wall, pid=pid)
                 self._ask_probes()
         elif kind == "page":
             assert self._connection is not None
@@ -343,6 +358,25 @@ class Run:
                 self._context.store, self.app, self._context.host, lambda: (self.placement, self._revision)
             )
 
+    def _begin_plain(self, registration: Registration) -> None:
+        def note(text: str) -> None:
+            self._publisher.show(hooks=(*self._publisher.replica.hooks, text)[-NOTES_KEPT:])
+
+        self._vitals.arrived, self._vitals.awaited = True, False  # nothing in it could give signs of life
+        self._plain = PlainCopy(
+            self._context, self.app, registration, lambda: self.placement, lambda: self.until, self._show_plain, note
+        )
+
+    def _show_plain(self, state: ReplicaState) -> None:
+        if state is ReplicaState.RUNNING:
+            self._started_at = self._context.clock()
+            self._publisher.show(state=state, body_at=self._started_at)
+        else:
+            self._publisher.show(state=state)
+        if self.process is not None:
+            self._attached.set()
+            self._ask_probes()
+
     def _show_progress(self) -> None:
         progress_at = self._vitals.progress_at
         if progress_at not in (0.0, self._publisher.replica.progress_at):
@@ -375,6 +409,8 @@ class Run:
         try:
             registration = self._registration = await read_registration(self._context.store, self.app)
             self._replicate(registration.object)
+            if registration.plain:
+                self._begin_plain(registration)
             store, ttl_s = self._context.store, self._context.settings.lease_ttl_s
             if self._ending is not None:  # taken over, and dead already
                 return kind, reason
@@ -384,17 +420,13 @@ class Run:
                 self._remember()
             if self._publisher.replica.style is None:
                 self._publisher.show(style=registration.style)
+            await self._end_leftovers()
             self._publisher.start(self._hold.own)
             await first(self._publisher.claimed.wait(), self._stop.wait(), self._hold.ended())
-            if registration.style is Style.COLD and self.process is None and not self._promoted.is_set():
-                self._context.machine.process.check(
-                    registration.program_on(self._context.host)
-                )  # what is started at once is checked there
-                self._publisher.show(state=ReplicaState.STANDBY)
-                await first(self._promoted.wait(), self._stop.wait(), self._hold.ended())
+            if self.process is None and not self._promoted.is_set():
+                await self._wait_without_program(registration)
             self._seek_vouchers()
-            may_begin = self._publisher.claimed.is_set() and not self._stop.is_set() and self._hold.left > 0
-            if self.process is not None or may_begin:
+            if self.process is not None or self._may_begin:
                 await self._start(registration)
             kind, reason = await self._live(registration) if self.process is not None else self._why()
         except RefusedError as error:
@@ -407,12 +439,30 @@ class Run:
                 connection.refuse(f"{self.app} did not get a place here: {reason}")
         return kind, reason
 
+    async def _wait_without_program(self, registration: Registration) -> None:
+        """Be a backup on which the program does not run, if that is its style. Raises RefusedError when it could not."""
+        ends = (self._promoted.wait, self._stop.wait, self._hold.ended)
+        if registration.style is not Style.COLD and not (registration.standby and self._may_begin):
+            return
+        self._context.machine.process.check(registration.program_on(self._context.host))  # what starts at once is checked there
+        if self._plain is not None and registration.standby:
+            await self._plain.stand_by(*(end() for end in ends))
+            return
+        self._publisher.show(state=ReplicaState.STANDBY)
+        if self._plain is not None:
+            self._plain.tell()
+        await first(*(end() for end in ends))
+
     async def _abandon(self) -> None:
         """The session is over, and etcd is to learn of the end from the lease."""
         self._publisher.stop()
         self._vitals.end()
         if self._ending is not None:
             self._ending.cancel()
+        await self._end_leftovers()
+        if self._plain is not None:
+            await self._plain.kill()
+            self._plain.tell_end()
         if self._spawning is not None:
             with contextlib.suppress(RefusedError):
                 self.process = await self._spawning
@@ -421,11 +471,18 @@ class Run:
         if self.lease is not None:
             self._context.store.leases.drop(self.lease)
 
+    async def _end_leftovers(self) -> None:
+        if self._leftovers:
+            await asyncio.gather(*(self._context.machine.process.end(ward) for ward in self._leftovers))
+            for ward in self._leftovers:
+                self._context.guard.release(ward.ward)
+            self._leftovers = []
+
     async def _start(self, registration: Registration) -> None:
         if self.process is not None:  # taken over
             self._attach_early()
             return
-        if self._publisher.replica.state is ReplicaState.STANDBY:
+        if self._publisher.replica.state in (ReplicaState.STANDBY, ReplicaState.READY):
             self._publisher.show(state=ReplicaState.STARTING)
         candidate, self._candidate = self._candidate, None
         if candidate is not None and candidate.is_open:
@@ -435,6 +492,12 @@ class Run:
                 self._context.state.record_process(self.app, self.process.pid, self.process.started)
             except ProcessLookupError:
                 candidate = None
+        if self._plain is not None:
+            preparing = asyncio.create_task(self._plain.prepare())
+            await first(preparing, self._stop.wait(), self._hold.ended())
+            if preparing.cancelled() or not preparing.done():
+                return
+            preparing.result()
         if self.process is None:
             self.process = await self._start_program(registration)
             if self.process is None:
@@ -452,16 +515,17 @@ class Run:
                 self.attach(connection)
 
     def _ask_probes(self) -> None:
-        if self._registration is not None and self._publisher.replica.state is ReplicaState.RUNNING:
+        begun = (ReplicaState.RUNNING, ReplicaState.READY) if self._plain is not None else (ReplicaState.RUNNING,)
+        if self._registration is not None and self._publisher.replica.state in begun:
             self._vitals.probe(self._registration.program_on(self._context.host))
 
     async def _start_program(self, registration: Registration) -> ReplicaProcess | None:
         """Start it when it is its turn; None if it is not wanted any more by then."""
         starts = self._context.starts
-        turn = asyncio.create_task(starts.turn())
-        await first(turn, self._stop.wait(), self._hold.ended())
-        if not turn.done() or turn.cancelled() or self._stop.is_set() or self._hold.left <= 0:
-            turn.add_done_callback(lambda task: None if task.cancelled() else starts.over())
+        if not await starts.take(self._stop.wait(), self._hold.ended()):
+            return None
+        if self._stop.is_set() or self._hold.left <= 0:
+            starts.over()
             return None
         self._spawning = asyncio.create_task(self._spawn(registration))
         try:
@@ -476,6 +540,8 @@ class Run:
     async def _spawn(self, registration: Registration) -> ReplicaProcess:
         context, number = self._context, self.placement.incarnation
         environment = {SOCKET_ENV: str(context.settings.socket_path), INCARNATION_ENV: str(number)}
+        if self._plain is not None:
+            environment = self._plain.environment
         return await context.machine.process.spawn(
             context.guard,
             self.app,
@@ -491,7 +557,11 @@ class Run:
         assert process is not None
         self._vitals.begin(registration)
         self._ask_probes()
-        await first(process.exited, self._stop.wait(), self._done.wait(), self._is_hung.wait(), self._hold.ended())
+        ends = [process.exited, self._stop.wait(), self._done.wait(), self._is_hung.wait(), self._hold.ended()]
+        if self._plain is not None:
+            self._plain.begin(process.pid, self._publisher.replica.state, self._promoted)
+            ends.append(self._plain.failed.wait())
+        await first(*ends)
         self._vitals.end()
         if self._done.is_set() or (process.exited.done() and self._returned_zero(process)):
             return await self._complete(registration, process)
@@ -501,8 +571,26 @@ class Run:
             self._evidence = await self._vitals.evidence(process.pid)
             return FailureKind.HANG, self._vitals.hung
         if self._stop.is_set():
+            if self.placement.leaving is not None:
+                await self._take_turn(process)
             await self._end_gently(registration, process)
         return self._why()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether it is to end, or cannot go on."""
+        return self._stop.is_set() or (self._plain is not None and self._plain.failed.is_set())
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether a process may be started for it."""
+        return self.process is None and self._publisher.claimed.is_set() and not self._is_over and self._hold.left > 0
+
+    async def _take_turn(self, process: ReplicaProcess) -> None:
+        """Wait to hand over until it is its turn. Until then it goes on."""
+        turns = self._context.handovers
+        if await turns.take(process.exited, self._hold.ended(), self._at_once.wait()):
+            turns.over_with(process.exited)
 
     def _why(self, reason: str = "") -> tuple[FailureKind, str]:
         if self._given_up:
@@ -511,19 +599,23 @@ class Run:
             return FailureKind.HANDOVER, self.placement.leaving.reason if self.placement.leaving else "asked to end"
         if reason and self._hold.left > 0:
             return FailureKind.EXIT, reason
+        if self._plain is not None and self._plain.failure is not None:
+            return self._plain.failure
         return FailureKind.FENCED, "a lease ran out: etcd could not be reached, or the WatchDog could not run"
 
     def _on_exit(self) -> None:
         """The process is dead: report it without waiting for `main`'s next turn, unless there is more to it."""
         process = self.process
         assert process is not None
-        over = self._stop.is_set() or self._done.is_set() or self._is_hung.is_set()
+        over = self._is_over or self._done.is_set() or self._is_hung.is_set()
         if not over and not self._returned_zero(process):
             self._end(*self._why(self._exit_reason(process)))
 
     def _exit_reason(self, process: ReplicaProcess) -> str:
-        was_replica = self._connection or self._publisher.replica.state in (ReplicaState.READY, ReplicaState.RUNNING)
-        return self._error or process.exited.result() + ("" if was_replica else " before it was a replica")
+        if self._connection or self._publisher.replica.state in (ReplicaState.READY, ReplicaState.RUNNING):
+            return self._error or process.exited.result()
+        stay = "; it must stay in the foreground" if self._plain is not None and process.returncode == 0 else ""
+        return f"{self._error or process.exited.result()} before it was {'ready' if self._plain else 'a replica'}{stay}"
 
     def _returned_zero(self, process: ReplicaProcess) -> bool:
         return process.returncode == 0 and self._publisher.replica.state is ReplicaState.RUNNING
@@ -532,6 +624,8 @@ class Run:
         self._publisher.show(state=ReplicaState.STOPPING)
         if self._at_once.is_set():
             return
+        if self._plain is not None:
+            await first(self._plain.demote(), process.exited, self._hold.ended(), self._at_once.wait())
         if self._connection is not None:
             self._connection.send("stop")
         else:
@@ -540,17 +634,18 @@ class Run:
 
     async def _complete(self, registration: Registration, process: ReplicaProcess) -> tuple[FailureKind, str]:
         """The body returned: the application is complete, or, with keep="always", it is run again."""
+        what = "the body returned" if self._plain is None else "the program exited with code 0"
         if registration.keep is Keep.ALWAYS:
             self._reply_ok()
             await self._wait_exit(process, max(LAST_WORDS_S, registration.stop_timeout_s))
-            return FailureKind.RETURNED, 'the body returned, and keep is "always"'
+            return FailureKind.RETURNED, f'{what}, and keep is "always"'
         self._completed = True
-        await self._commit(self._report(FailureKind.DONE, "the body returned"))
+        await self._commit(self._report(FailureKind.DONE, what))
         self._reply_ok()
         if process.is_child:
             await self._wait_exit(process, registration.stop_timeout_s)
             await process.kill()
-        return FailureKind.DONE, "the body returned"
+        return FailureKind.DONE, what
 
     async def _wait_exit(self, process: ReplicaProcess, limit_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -570,6 +665,9 @@ class Run:
         self._context.failsafe.drop(self)
         self._publisher.stop()  # nothing may show the replica again
         self._vitals.end()
+        await self._end_leftovers()
+        if self._plain is not None:
+            await self._plain.kill()
         if self.process is not None and not self._completed:
             await self.process.kill()
         quiet = self._completed or self._given_up
@@ -587,6 +685,8 @@ class Run:
                 await self._context.store.leases.revoke(self.lease)
         self._released = True
         self._context.guard.release(self.app, Memo(self.placement, self._revision, ended=True))
+        if self._plain is not None:
+            self._plain.tell_end()
         if self.process is not None:
             await self.process.gone()  # the next copy here may need its ports
 
@@ -604,7 +704,8 @@ class Run:
             uptime_s=round(now - self._started_at, 3) if began else None,
             detected_at=now,
             wall=time.time(),
-            evidence=self._evidence,
+            evidence=self._evidence or "\n".join(self._publisher.replica.hooks),
+            phases=self._publisher.replica.phases,
         )
         if kind is FailureKind.DONE:
             placement = evolve(placement, successor=None)

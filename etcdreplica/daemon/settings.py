@@ -66,6 +66,10 @@ class NodeSettings:
         if len(os.fsencode(longest)) > 107:
             raise ConfigurationError(f"the socket path {longest} is over 107 bytes, which Linux does not allow")
 
+    def log_path(self, app: str) -> Path:
+        """Where the output of an application's copies goes that this host starts; what was there before may be in FILE.1."""
+        return self.state_dir / "logs" / f"{app}.log"
+
     @property
     def lease_ttl_s(self) -> float:
         """How long a lost host may go unnoticed."""

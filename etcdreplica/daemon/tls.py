@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,8 @@ class PeerTls:
         return bool(self.ca_file)
 
     def check(self) -> None:
-        """Raise ConfigurationError when a file cannot be read."""
-        if self:
-            self._read()
+        """Raise ConfigurationError when a file cannot be read, or they do not fit together."""
+        check_files(self.ca_file, self.cert_file, self.key_file)
 
     def bind(self, server: Any, listen: str, what: str) -> int:
         """Have a server listen; return the port. Raises ConfigurationError when the address cannot be had."""
@@ -55,6 +55,19 @@ class PeerTls:
     def _read(self) -> tuple[bytes, bytes, bytes]:
         ca, cert, key = (_read(path or "") for path in (self.ca_file, self.cert_file, self.key_file))
         return ca, cert, key
+
+
+def check_files(ca_file: str | None, cert_file: str | None, key_file: str | None) -> None:
+    """Raise ConfigurationError when a PEM file cannot be read, or the key is not that of the certificate."""
+    for path in (ca_file, cert_file, key_file):
+        if path:
+            _read(path)
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+        if cert_file and key_file:
+            context.load_cert_chain(cert_file, key_file, password="")
+    except OSError as error:
+        raise ConfigurationError(f"the TLS files {ca_file}, {cert_file} and {key_file} are of no use: {error}") from None
 
 
 def _read(path: str) -> bytes:

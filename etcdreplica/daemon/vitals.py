@@ -14,7 +14,7 @@ from etcdreplica.app.protocol import MARK_ENV, Message
 from etcdreplica.app.stacks import STACKS_NAME
 from etcdreplica.core.hang import Silence
 from etcdreplica.core.probing import call_verdict
-from etcdreplica.daemon.probes import Prober, shell_runner
+from etcdreplica.daemon.probes import Prober, Run, shell_runner
 from etcdreplica.daemon.status_page import StatusPage, open_memory
 from etcdreplica.errors import ProtocolError
 from etcdreplica.guardian.tree import start_time
@@ -71,8 +71,7 @@ class Vitals:
     def probe(self, program: Program) -> None:
         """Ask its probes from now on, once: its body runs."""
         if self._prober is None and self._registration is not None and self._registration.probes:
-            environment = {**program.env, MARK_ENV: os.environ[MARK_ENV]}  # what a probe leaves behind ends with us
-            self._prober = Prober(self._registration.probes, shell_runner(program.cwd, environment), self._find)
+            self._prober = Prober(self._registration.probes, probe_runner(program), self._find)
             self._prober.start()
 
     def end(self) -> None:
@@ -136,6 +135,11 @@ class Vitals:
         stopped = any(": stopped" in line for line in threads)
         stacks = "" if stopped or self._stacks is None else await _stacks(pid, *self._stacks)
         return "\n".join((*threads, stacks))[:EVIDENCE_LIMIT].rstrip()
+
+
+def probe_runner(program: Program) -> Run:
+    """Return what runs the probes' commands of a program."""
+    return shell_runner(program.cwd, {**program.env, MARK_ENV: os.environ[MARK_ENV]})  # what a probe leaves behind ends with us
 
 
 def _threads(pid: int) -> list[str]:

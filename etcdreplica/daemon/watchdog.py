@@ -26,18 +26,27 @@ from etcdreplica.daemon.app_server import AppConnection
 from etcdreplica.daemon.context import HostContext
 from etcdreplica.daemon.failsafe import Failsafe
 from etcdreplica.daemon.guard import Guard, WardView
+from etcdreplica.daemon.hooks import Notifier, app_of, is_beside
 from etcdreplica.daemon.machine import Machine
 from etcdreplica.daemon.memo import OPENING, SESSION, Memo, SessionMemo
 from etcdreplica.daemon.objects import Copies
-from etcdreplica.daemon.registry import register, unregister
+from etcdreplica.daemon.registry import await_primary, register, unregister
 from etcdreplica.daemon.run import Run
 from etcdreplica.daemon.settings import NodeSettings
-from etcdreplica.daemon.starts import Starts
+from etcdreplica.daemon.turns import HANDOVER_S, HANDOVERS, START_S, STARTS, Turns
 from etcdreplica.daemon.waiting import insist
-from etcdreplica.errors import HostNameTakenError, ProtocolError, RefusedError, StoreDeniedError, StoreError
+from etcdreplica.errors import (
+    ConfigurationError,
+    HostNameTakenError,
+    ProtocolError,
+    RefusedError,
+    StoreDeniedError,
+    StoreError,
+    UsageError,
+)
 from etcdreplica.model import Host, Placement, Registration, Succession
 from etcdreplica.store import Changes, Corrupt, Entry, Key, Kind, Lease, Put, Snapshot, Store, Txn, Unchanged
-from etcdreplica.words import Role
+from etcdreplica.words import Role, check_seconds
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +76,7 @@ class WatchDog:
         self._deferred: dict[str, tuple[Placement, asyncio.TimerHandle]] = {}  # promotions that wait until promises are over
         self._state = self._machine.state_file(settings.state_dir)
         self._copies = Copies(store)
+        self._notifier = Notifier(guard, self._machine.process, clock)
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._next: dict[str, tuple[Placement, int]] = {}  # what comes after a run that is still ending
@@ -87,7 +97,7 @@ class WatchDog:
             timing = self.settings.timing
             self.guard.backstop(timing.kernel_margin_s - timing.guardian_margin_s)
             await self._end_predecessor()
-            await self._peers.start()
+            await self._start_peers()
             lease = await self._resume_session()
             await self._server.start()
             while True:
@@ -95,10 +105,19 @@ class WatchDog:
                 lease = None
         finally:
             ticking.cancel()
+            await self._notifier.close(REPORT_S)
             self._copies.stop()
             await self._peers.stop()
             await self._server.close()
             self._state.unlock()
+
+    async def _start_peers(self) -> None:
+        try:
+            await self._peers.start()
+        except ConfigurationError as error:
+            if SESSION not in self.guard.wards:
+                raise
+            log.error("%s; until that is put right, and this node sent SIGHUP, other hosts cannot ask this one", error)
 
     async def _tick(self) -> None:
         """Look for signs of life, in time that stands still while this process does."""
@@ -124,7 +143,7 @@ class WatchDog:
         self._extending = None
         if self._lease is None:
             return
-        deadlines = {app: run.until for app, run in self._runs.items() if run.until is not None}
+        deadlines = {ward: run.until for run in self._runs.values() if run.until is not None for ward in run.wards}
         session = max(self._lease.deadline, self._lease.kept_until)
         self.guard.until({**deadlines, SESSION: session - self.settings.timing.kernel_margin_s})
         for run in self._runs.values():
@@ -271,7 +290,7 @@ class WatchDog:
         except msgspec.ValidationError as error:
             connection.refuse(f"the registration is not valid: {error}")
             return
-        app, adopt = registration.name, bool(message.get("adopt"))
+        app, adopt = registration.name, bool(message.get("adopt")) and not registration.plain
         if adopt and app in self._candidates:
             connection.refuse(f"another process on this host is registering {app} already")
             return
@@ -286,11 +305,24 @@ class WatchDog:
             connection.refuse(str(error))
         else:
             if not adopt:
-                connection.send("ok")
+                await self._confirm(connection, app, message)
             elif self._candidates.get(app) is connection:
                 self._registered[app] = revision
             else:  # it went away meanwhile, or has its place already: then this does nothing
                 await unregister(self._store, app, revision)
+
+    async def _confirm(self, connection: AppConnection, app: str, message: Message) -> None:
+        """Say that it is registered; with `wait`, once its primary runs, or that none does after so many seconds."""
+        if "wait" not in message:
+            connection.send("ok")
+            return
+        try:
+            limit_s = check_seconds("wait", message["wait"], 0)
+            host, epoch = await await_primary(self._store, app, limit_s)
+        except (RefusedError, StoreError, UsageError) as error:
+            connection.refuse(str(error))
+        else:
+            connection.send("ok", primary=host, epoch=epoch)
 
     def _on_candidate(self, app: str, connection: AppConnection, message: Message) -> None:
         if message["type"] != "leaving":
@@ -335,6 +367,7 @@ class WatchDog:
                 memo = SessionMemo(session, lease.id, lease.ttl_s)
                 self.guard.keep(SESSION, memo, lease.deadline - self.settings.timing.kernel_margin_s)
                 self.guard.release(OPENING)
+                log.info("host %s is up; programs here reach it at %s", self.settings.host, self.settings.socket_path)
                 return lease
 
     def _begin_session(self, session: int, lease: Lease) -> HostContext:
@@ -344,10 +377,12 @@ class WatchDog:
             self._store,
             self.clock,
             self.guard,
-            Starts(),
+            Turns(STARTS, START_S),
+            Turns(HANDOVERS, HANDOVER_S),
             self._state,
             self._copies,
             self._machine,
+            self._notifier,
             Failsafe(self._store, self.settings.host, session, self.clock, self._peers.client),
             lambda: self._on_confirm(lease),
             session=session,
@@ -371,11 +406,15 @@ class WatchDog:
             return None
         lease = self._store.leases.resume(memo.lease, memo.ttl_s, kept.until + self.settings.timing.kernel_margin_s)
         context = self._begin_session(memo.session, lease)
+        beside = [wards.pop(name) for name in list(wards) if is_beside(name)]
         for ward in wards.values():
             replica = msgspec.convert(ward.memo, Memo)
             self._begun[ward.ward] = replica.placement.incarnation
             if not replica.ended:
-                self._start(Run.resume(context, ward, replica))
+                self._start(Run.resume(context, ward, replica, [each for each in beside if app_of(each.ward) == ward.ward]))
+        for ward in beside:
+            if app_of(ward.ward) not in self._runs:
+                self._spawn(self._end_ward(ward))
         self._spawn(self._announce_again(memo.session, lease))
         log.info("took over from an earlier WatchDog of this host, with %d replicas", len(self._runs))
         return lease

@@ -5,7 +5,8 @@ every ward there is, then `ready`. It sends: keep (remember this), spawn, watch 
 (new deadlines), backstop, release (forget the process, and the ward if no memo is given). It is told: spawned, refused, exited.
 
 SIGTERM and SIGINT end the WatchDog in order, and the guardian after it. SIGHUP replaces the WatchDog by a new one, as after
-an upgrade: nothing it watches notices.
+an upgrade or a change of its configuration: nothing it watches notices. systemd is told what goes on, if it asked for that
+(`guardian.notify`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from etcdreplica.app.kernel import Deadline, become_subreaper, set_precedence
 from etcdreplica.app.protocol import FINAL_CODES, GUARDIAN_ENV, Decoder, Message, encode
 from etcdreplica.clock import boottime
 from etcdreplica.errors import ProtocolError
-from etcdreplica.guardian.tree import Tree, control_group, end_all, kill_all
+from etcdreplica.guardian.notify import Notifier
+from etcdreplica.guardian.tree import Tree, control_group, kill_all
+from etcdreplica.guardian.undertaker import Undertaker
 from etcdreplica.guardian.wards import URGENT_NICE, Ward
 
 if TYPE_CHECKING:
@@ -66,8 +69,9 @@ class Guardian:
         signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
         self._backstop = Deadline()
         self._backstop_s = BACKSTOP_S
-        self._undertaker: int | None = None
+        self._undertaker = Undertaker(self._id)
         self._spent: list[Tree] = []  # what is left of wards that were released
+        self._systemd = Notifier()
 
     def run(self) -> int:
         """Guard until the WatchDog has ended for good; return its exit code."""
@@ -85,6 +89,7 @@ class Guardian:
             self._safely(self._reap)
             self._safely(self._enforce)
             self._safely(self._supervise)
+            self._safely(self._notify)
         self._safely(self._end_all)
         return self._code
 
@@ -100,8 +105,8 @@ class Guardian:
 
     def _supervise(self) -> None:
         now = boottime()
-        if self._undertaker is None:
-            self._undertaker = _start_undertaker(self._id)
+        if self._undertaker.pid is None:
+            self._undertaker.start(ward.tree for ward in self._wards.values() if ward.is_child and ward.tree is not None)
         session = self._wards.get(SESSION)
         if session is not None and session.until is not None and now > session.until + HUNG_S:
             _say("the WatchDog does nothing any more: replacing it")
@@ -119,7 +124,8 @@ class Guardian:
             continue  # what it said last counts
         self._hang_up()
         mark, self._watchdog = self._watchdog.mark, Ward(WATCHDOG)
-        if code in FINAL_CODES.values() or self._ending:
+        in_order = code in FINAL_CODES.values() and SESSION not in self._wards  # else what it watched needs another one
+        if in_order or self._ending:
             self._code = next((meant for meant, told in FINAL_CODES.items() if told == code), max(0, code))
             return
         self._short_lives = 0 if now - self._began_at > STEADY_S else self._short_lives + 1
@@ -142,6 +148,20 @@ class Guardian:
         for ward in self._wards.values():
             self._send("ward", **ward.described())
         self._send("ready")
+
+    def _notify(self) -> None:
+        is_ready = SESSION in self._wards
+        is_alive = self._watchdog.pid is not None and self._watchdog.status is None
+        copies = sum(1 for ward in self._wards.values() if ward.pid is not None and not ward.name.startswith("@"))
+        if self._ending:
+            state = "ending"
+        elif not is_alive:
+            state = "starting the WatchDog again"
+        else:
+            state = "holding the host lease" if is_ready else "waiting for etcd to grant the host lease"
+        self._systemd.tell(
+            boottime(), f"{state}; replicas here: {copies}", is_ready=is_ready, is_stopping=self._ending, is_alive=is_alive
+        )
 
     def _take_signals(self) -> None:
         for number in os.read(self._signals, 4096):
@@ -228,6 +248,8 @@ class Guardian:
         if code:
             self._send("refused", ward=ward.name, errno=code)
         else:
+            if ward.tree is not None:
+                self._undertaker.add(ward.tree)
             self._send("spawned", ward=ward.name, pid=ward.pid, started=ward.started, mark=ward.mark)
         if ward.status is not None:
             self._send("exited", ward=ward.name, pid=ward.pid, status=ward.status)
@@ -240,6 +262,7 @@ class Guardian:
         if ward.tree is not None:
             if ward.is_child:
                 ward.tree.strike()
+                self._undertaker.drop(ward.tree)
             self._spent.append(ward.tree)
         if message.get("memo") is not None:
             kept = self._wards[ward.name] = Ward(ward.name)
@@ -276,8 +299,8 @@ class Guardian:
                 break
             if pid == 0:
                 break
-            if pid == self._undertaker:
-                self._undertaker = None
+            if pid == self._undertaker.pid:
+                self._undertaker.pid = None
             ward = by_pid.get(pid)
             if ward is not None and ward.status is None:
                 ward.status = status
@@ -306,7 +329,8 @@ class Guardian:
     def _wait_ms(self) -> int:
         sweeping = any(w.condemned and not w.swept and w.pid is not None for w in self._wards.values())
         due = [SWEEP_S + boottime()] if sweeping else []
-        next_at = min((*self._deadlines(), *due, *([self._start_at] if self._start_at is not None else [])), default=None)
+        others = (at for at in (self._start_at, self._systemd.due) if at is not None)
+        next_at = min((*self._deadlines(), *due, *others), default=None)
         return -1 if next_at is None else max(0, int((next_at - boottime()) * 1000) + 1)
 
     def _end_all(self) -> None:
@@ -326,31 +350,7 @@ class Guardian:
         if group := control_group(self._id):
             with contextlib.suppress(OSError):
                 os.rmdir(group)  # noqa: PTH106
-        if self._undertaker is not None:  # it has nothing to do
-            os.kill(self._undertaker, signal.SIGKILL)
-            os.waitpid(self._undertaker, 0)
-
-
-def _start_undertaker(guardian: str) -> int:
-    """Start a process that waits for the end of this one, however it comes, and then ends what is left of its wards.
-
-    The kernel kills the children of a dead guardian, but not the children of those.
-    """
-    wait, _held = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid:
-        os.close(wait)
-        return pid  # `_held` stays open for as long as this process lives
-    try:
-        os.closerange(3, wait)
-        os.closerange(wait + 1, os.sysconf("SC_OPEN_MAX"))
-        os.setsid()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        os.read(wait, 1)
-        end_all(guardian)
-    finally:
-        os._exit(0)
+        self._undertaker.end()
 
 
 def _seconds(value: Any) -> float:

@@ -163,13 +163,16 @@ def kill_all(trees: Iterable[Tree]) -> list[Tree]:
     return left
 
 
-def end_all(guardian: str) -> None:
-    """Kill whatever a guardian that is dead has left behind, and return when none of it can run any more."""
+def end_all(guardian: str, known: Iterable[Tree] = ()) -> None:
+    """Kill whatever a guardian that is dead has left behind, and return when none of it can run any more.
+
+    `known` are trees of it that may not be found otherwise.
+    """
     group = control_group(guardian)
     by_mark = Tree(guardian, 0, None)
     by_mark.group = None
     wards = [Tree(f"{guardian}/{entry.name}", 0, None) for entry in os.scandir(group) if entry.is_dir()] if group else []
-    left = [*wards, by_mark]
+    left = [*wards, *known, by_mark]
     while left := kill_all(left):
         time.sleep(0.002)
     for _ in range(500):

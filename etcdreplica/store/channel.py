@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Connect = Callable[[str], grpc.aio.Channel]
 
 HEAD_START = 0.2  # of a timeout: so much later the next endpoint is asked as well
-AGAIN_S = 0.1  # one that could not answer is asked again after that
+AGAIN_S = 0.05  # one that could not answer is asked again after that
 
 _UNAVAILABLE = (
     grpc.StatusCode.UNAVAILABLE,

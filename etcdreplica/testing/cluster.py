@@ -23,8 +23,8 @@ from etcdreplica.daemon.state_file import last_guardian
 from etcdreplica.daemon.waiting import insist
 from etcdreplica.errors import EtcdReplicaError
 from etcdreplica.guardian.tree import end_all
-from etcdreplica.model import AssignmentState, Event, ReplicaState, Server
-from etcdreplica.store import Corrupt, Delete, EtcdOptions, Key, Kind, Snapshot, Store, Txn
+from etcdreplica.model import AssignmentState, Drain, Event, ReplicaState, Server
+from etcdreplica.store import Corrupt, Delete, EtcdOptions, Key, Kind, Put, Snapshot, Store, Txn
 from etcdreplica.testing.etcd import EmbeddedEtcd, EtcdServer
 from etcdreplica.testing.processes import descendants, kill_tree, spawn_bound, stop
 from etcdreplica.words import Role
@@ -223,6 +223,18 @@ class LocalCluster:
         txn = Txn((), tuple(map(Delete, keys)))
         self._observer.call(lambda store: insist(f"removing {app}", lambda: store.commit(txn)), timeout)
         self.wait_until(lambda view: app not in view.apps, f"{app} to be gone", timeout)
+
+    def drain(self, host: str, timeout: float = 60.0) -> None:
+        """Drain a host, as `etcdreplica drain --no-wait` does."""
+        self._write(f"draining {host}", Put(Key(Kind.DRAINS, (host,)), Drain("a test")), timeout)
+
+    def undrain(self, host: str, timeout: float = 60.0) -> None:
+        """Take it into use again."""
+        self._write(f"undraining {host}", Delete(Key(Kind.DRAINS, (host,))), timeout)
+
+    def _write(self, what: str, operation: Put | Delete, timeout: float) -> None:
+        assert self._observer is not None
+        self._observer.call(lambda store: insist(what, lambda: store.commit(Txn((), (operation,)))), timeout)
 
     def primary(self, app: str) -> tuple[str, int]:
         """Return the primary's host and process id. Raises LookupError when it has none."""

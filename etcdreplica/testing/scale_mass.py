@@ -162,10 +162,11 @@ class Crowd:
         return sum(claims.get(app) != [host] for app, host in self.cluster.look(_led).items())
 
     def _is_whole(self, view: ClusterView) -> bool:
-        return len(view.apps) == self.count and all(map(_is_whole, view.apps.values()))
+        return len(view.apps) == self.count and all(map(is_whole, view.apps.values()))
 
 
-def _is_whole(app: AppView) -> bool:
+def is_whole(app: AppView) -> bool:
+    """Whether a warm application of two copies has both, and a successor."""
     assignment = app.assignment
     if assignment is None or assignment.degraded or assignment.successor is None or len(app.replicas) != 2:
         return False

@@ -3,10 +3,11 @@
 `SimulatedEtcd.channel` returns what `grpc.aio.insecure_channel` would, as far as `store.channel` uses it, so that the retries,
 streams and timeouts of the store are the real ones. Every chance comes from one `Random`.
 
-What can go wrong here: a member is down (connections are refused), or frozen (silent; all it was sent is answered later); the
+What can go wrong here: a member is down (connections are refused), or frozen (silent; all it was sent is answered later), and
+if it led, the others have no leader until they elect one, and never answer the renewals that they have passed on to it; the
 cluster has no leader (calls wait, fail, or happen although they failed; all leases begin anew with the next leader); an answer
-is lost; a watch is compacted, broken, or falls silent; a link is cut in one direction or both, and what was under way may
-come through when it is whole again, even after the caller has given up.
+is lost; a watch is compacted, broken, or falls silent; a link is cut in one direction or both, and what was under way may come
+through when it is whole again, even after the caller has given up.
 """
 
 from __future__ import annotations
@@ -78,22 +79,30 @@ class SimulatedEtcd:
         self.down: set[str] = set()
         self.frozen: set[str] = set()
         self.has_leader = True
+        self.leader = endpoints[1 % len(endpoints)]  # not the one that all use first
+        self.election_s = 1.0  # followers wait once to twice as long for a leader before they elect another one
         self.commit_s = 0.001  # what a write costs beside the network
         self.calls = 0
         self._waiting: deque[tuple[str, Callable[[], None], Callable[[str], None]]] = deque()
         self._streams: dict[SimulatedStream, None] = {}
         self._expiring: Handle | None = None
+        self._election: Handle | None = None
 
     # --- faults ----------------------------------------------------------------------------------------------------------
 
     def lose_leader(self) -> None:
         """No leader until `elect`: nothing is served, no lease ends, and many streams break."""
+        self._end_election()
         self.has_leader = False
         self.break_streams(0.5)
 
     def elect(self) -> None:
         """Have a leader again: each lease gets its whole time anew. What waited is lost, done, or done without an answer."""
+        self._end_election()
         self.has_leader = True
+        able = [each for each in self.endpoints if each not in self.down | self.frozen]
+        if self.leader not in able and able:
+            self.leader = self.random.choice(able)
         self.store.extend_all(self.world.now)
         self._serve_waiting(lossy=True)
         self._watch_expiry()
@@ -101,11 +110,15 @@ class SimulatedEtcd:
     def freeze(self, endpoint: str) -> None:
         """Stop a member: it keeps its connections and says nothing."""
         self.frozen.add(endpoint)
+        self._miss_leader()
 
     def thaw(self, endpoint: str) -> None:
         """Let it go on. If all were stopped, leases may have ended before it looks at what it was sent meanwhile."""
         stalled = self._is_stalled()
         self.frozen.discard(endpoint)
+        if self._election is not None and endpoint == self.leader:
+            self._end_election()
+            self.has_leader = True
         if stalled and self.random.random() < 0.5:
             self.store.expire(self.world.now)
         self._serve_waiting(lossy=False)
@@ -116,7 +129,9 @@ class SimulatedEtcd:
         self.down.add(endpoint)
         self.break_streams(1.0, endpoint)
         if len(self.down) > len(self.endpoints) // 2:
+            self._end_election()
             self.has_leader = False
+        self._miss_leader()
 
     def start(self, endpoint: str) -> None:
         """Start it again."""
@@ -155,6 +170,26 @@ class SimulatedEtcd:
             self._waiting.append((endpoint, work, refuse))
         else:
             work()
+
+    def _miss_leader(self) -> None:
+        if self.has_leader and self.leader in self.down | self.frozen:
+            self.has_leader = False
+            self._election = self.world.after(self.election_s * (1 + self.random.random()), self._try_election)
+
+    def _try_election(self) -> None:
+        if len(self.down | self.frozen) > len(self.endpoints) // 2:
+            self._election = self.world.after(self.election_s, self._try_election)
+        else:
+            self.elect()
+
+    def _end_election(self) -> None:
+        if self._election is not None:
+            self._election.cancel()
+            self._election = None
+
+    def passes_on(self, endpoint: str) -> bool:
+        """Whether a member passes renewals on to a leader that says nothing."""
+        return self._election is not None and self.leader in self.frozen and endpoint != self.leader
 
     def _is_stalled(self) -> bool:
         return len(self.frozen) > len(self.endpoints) // 2
@@ -351,6 +386,8 @@ class SimulatedStream:
                 self._reading.set_exception(error)
 
     def _arrive(self, request: Any) -> None:
+        if self._name == "Lease.LeaseKeepAlive" and self._etcd.passes_on(self.endpoint):
+            self.silence()
         if not self._silent and self._error is None:
             self._etcd.serve(self.endpoint, lambda: self._serve(request), self.fail)
 

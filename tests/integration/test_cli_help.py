@@ -10,12 +10,18 @@ from tests.integration.apps_cli.cli_harness import cli, the_error
 pytestmark = pytest.mark.integration
 
 
+CONFIG = ("show", "check")
 CHECKPOINTS = ("list", "inspect", "export", "import", "verify")
 
 
 @pytest.mark.parametrize(
     "words",
-    [*((name,) for name in COMMANDS), ("bench", "failover"), *(("checkpoints", word) for word in CHECKPOINTS)],
+    [
+        *((name,) for name in COMMANDS),
+        ("bench", "failover"),
+        *(("checkpoints", word) for word in CHECKPOINTS),
+        *(("config", word) for word in CONFIG),
+    ],
     ids=" ".join,
 )
 def test_help_of_a_command_has_an_example(words: tuple[str, ...]) -> None:
@@ -61,7 +67,7 @@ def test_version() -> None:
     [
         (("frobnicate",), "frobnicate"),
         (("list", "--frobnicate"), "--frobnicate"),
-        (("status", "-o", "yaml"), "yaml"),
+        (("status", "-o", "xml"), "xml"),
         (("describe",), "NAME"),
         (("remove",), "NAME"),
         (("bench", "frobnicate"), "frobnicate"),

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from etcdreplica.testing import EmbeddedEtcd, LocalCluster
-from tests.integration.apps_cli.cli_harness import STEADY, cli, pids, read, read_json, start_steady, the_error, unique
+from tests.integration.apps_cli.cli_harness import (
+    PATIENCE_S,
+    STEADY,
+    clean_environment,
+    cli,
+    command,
+    fails_over,
+    pids,
+    read,
+    read_json,
+    start_steady,
+    the_error,
+    unique,
+)
 from tests.integration.conftest import LASTING_TTL_S
 
 pytestmark = pytest.mark.integration
 
+ETCDREPLICA = Path(sys.executable).parent / "etcdreplica"
 HOSTS = ["host-a", "host-b", "host-c"]
 READING = [("list",), ("status",), ("status", "shop"), ("describe", "shop")]
 
@@ -121,6 +142,140 @@ def test_describe_tells_what_failed(cluster: LocalCluster) -> None:
     assert (event["failure"]["host"], event["failure"]["kind"], event["failure"]["role"]) == (host, "exit", "primary")
     assert event["primary"] in set(HOSTS) - {host}
     assert f"{event['primary']} promoted" in read(cluster, "describe", "shop")
+
+
+def test_history_tells_how_long_a_promotion_took(cluster: LocalCluster) -> None:
+    """Who, what and then, and the phases as the next primary shows them; also once that one has ended."""
+    fails_over(cluster, "shop")
+    *_, event = read_json(cluster, "history", "shop")
+    assert (event["name"], event["failure"]["kind"]) == ("shop", "exit")
+    assert all(event[phase] > 0 for phase in ("told_s", "body_s", "gap_s"))
+    fails_over(cluster, "shop")
+    *_, first, last = read_json(cluster, "history")
+    assert first == event
+    assert last["failure"]["host"] == event["primary"]
+    assert read_json(cluster, "history", "--limit", "1") == [last]
+    assert read(cluster, "history", "shop").splitlines()[-1].endswith("killed by SIGKILL")
+    assert "no application sho " in the_error(cli("history", *cluster.connection, "sho"), 1)
+
+
+def still(value: Any) -> Any:
+    """Return what was printed without what changes from one moment to the next."""
+    if isinstance(value, dict):
+        return {key: still(inner) for key, inner in value.items() if key != "progress_at"}
+    return [still(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_yaml_says_what_json_says(cluster: LocalCluster) -> None:
+    """For every command that reads."""
+    for words in (*READING, ("hosts",), ("leaders",), ("history",)):
+        assert still(yaml.safe_load(read(cluster, *words, "-o", "yaml"))) == still(read_json(cluster, *words)), words
+
+
+def test_hosts_and_leaders(cluster: LocalCluster) -> None:
+    """Each host with its labels and what it was given, and who leads."""
+    hosts = {host["name"]: host for host in read_json(cluster, "hosts")}
+    assert list(hosts) == HOSTS
+    assert (hosts["host-b"]["labels"], hosts["host-b"]["capacity"]) == ({"zone": "b"}, 7)
+    assert sum(host["replicas"] for host in hosts.values()) == 7
+    assert read_json(cluster, "leaders") == cluster.leaders
+    assert [line.split()[0] for line in read(cluster, "leaders").splitlines()[1:]] == ["manager", "superwatchdog"]
+
+
+def test_explain(cluster: LocalCluster) -> None:
+    """Which part each host has, and why not more."""
+    told = read_json(cluster, "explain", "wide")
+    assert {each["host"] for each in told["hosts"]} == set(HOSTS)
+    assert any(text.startswith("it is degraded: 3 of 4 copies") for text in told["reasons"])
+    shown = read(cluster, "explain", "shop")
+    primary, _ = cluster.primary("shop")
+    assert [line.split()[:2] for line in shown.splitlines() if line.startswith(primary)] == [[primary, "primary"]]
+    assert "no application sho " in the_error(cli("explain", *cluster.connection, "sho"), 1)
+
+
+def test_status_is_shown_again_and_again(cluster: LocalCluster) -> None:
+    """Without a terminal, one after the other, until it is interrupted."""
+    words = command("status", *cluster.connection, "--watch", "--interval", "0.1", "shop")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=clean_environment()) as process:
+        try:
+            assert process.stdout is not None
+            heads = [line for line in itertools.islice(process.stdout, 6) if line.startswith("NAME")]
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+    assert len(heads) >= 2
+    assert "\x1b" not in "".join(heads)
+
+
+def completed(shell: str, words: list[str], **environment: str) -> list[str]:
+    """Ask as a shell does, at the end of these words, what may follow."""
+    line, current = " ".join(words), str(len(words) - 1) if shell != "fish" else words[-1]
+    asked = {"_ETCDREPLICA_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": current, **environment}
+    done = subprocess.run([ETCDREPLICA], env=clean_environment(asked), capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [text for text in done.stdout.splitlines() if "shop" in text or "books" in text]
+
+
+def test_names_are_completed(cluster: LocalCluster, closed: str, tmp_path: Path) -> None:
+    """In each shell's way, from the cluster of the flags, the environment or the file; nothing if it cannot be asked."""
+    file = tmp_path / "node.toml"
+    file.write_text(f'etcd = "{cluster.etcd.endpoint}"\ncluster = "{cluster.cluster}"')
+    asked = ["etcdreplica", "describe", *cluster.connection]
+    assert completed("bash", [*asked, "sh"]) == ["plain,shop"]
+    assert completed("zsh", [*asked, "sh"]) == ["shop"]
+    assert completed("fish", [*asked, "sh"]) == ["plain,shop"]
+    assert completed("bash", ["etcdreplica", "remove", *cluster.connection, "shop", ""]) == ["plain,books"]
+    assert completed("bash", ["etcdreplica", "pause", ""], ETCDREPLICA_CONFIG=str(file)) == ["plain,books", "plain,shop"]
+    assert completed("bash", ["etcdreplica", "pause", ""], ETCDREPLICA_ETCD=closed) == []
+    file.write_text("nonsense")
+    assert completed("bash", ["etcdreplica", "pause", ""], ETCDREPLICA_CONFIG=str(file)) == []
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes(cluster: LocalCluster) -> None:
+    """The script in a real bash: its function, called as for TAB."""
+    script = f"""
+        set -e
+        PATH={ETCDREPLICA.parent}:$PATH
+        source <(etcdreplica completion bash)
+        COMP_WORDS=(etcdreplica describe bo); COMP_CWORD=2
+        _etcdreplica_completion etcdreplica
+        echo "${{COMPREPLY[@]}}"
+    """
+    env = clean_environment({"ETCDREPLICA_ETCD": cluster.etcd.endpoint, "ETCDREPLICA_CLUSTER": cluster.cluster})
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.stdout, done.stderr) == ("books\n", "")
+
+
+def test_logs_come_from_any_host(cluster: LocalCluster) -> None:
+    """What the primary has printed there, whoever asks; with --follow also what it prints from then on."""
+    fails_over(cluster, "shop")
+    host, _ = cluster.primary("shop")
+    (said,) = read(cluster, "logs", "shop", "--tail", "1").splitlines()
+    assert said.startswith(f"primary on {host} since epoch ")
+    words = command("logs", *cluster.connection, "shop", "--host", host, "--tail", "1", "--follow")
+    log = cluster.hosts[host].directory / "logs" / "shop.log"
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=clean_environment()) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == said
+            with log.open("a") as out:
+                out.write("one more\n")
+            assert process.stdout.readline() == "one more\n"
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+
+
+def test_logs_that_are_not_there(cluster: LocalCluster) -> None:
+    """The error says which of application, host and output is missing, and nothing but logs can be had."""
+    assert "no host host-x is up (up are: host-a, host-b, host-c)" in the_error(
+        cli("logs", *cluster.connection, "shop", "--host", "host-x"), 1
+    )
+    assert "no application sho " in the_error(cli("logs", *cluster.connection, "sho"), 1)
+    host = cluster.primary("wide")[0]
+    assert f"{host} has no output of wide" in the_error(cli("logs", *cluster.connection, "wide", "--host", host), 1)
+    assert "bad application name" in the_error(cli("logs", *cluster.connection, "../node", "--host", host), 1)
 
 
 @pytest.mark.parametrize("words", [("status", "sho"), ("status", "shop", "sho"), ("describe", "sho")], ids=" ".join)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from etcdreplica.app.protocol import FINAL_CODES, MARK_ENV, Decoder, encode
 from etcdreplica.clock import boottime
 from etcdreplica.guardian.tree import control_group, end_all, start_time
 from etcdreplica.testing.journal import written_lines
-from etcdreplica.testing.processes import spawn_bound
+from etcdreplica.testing.processes import descendants, spawn_bound
 from tests.integration.conftest import wait_dead
 
 pytestmark = pytest.mark.integration
@@ -149,7 +149,7 @@ class Dog:
 class Host:
     """A guardian, and the WatchDogs that it starts one after the other."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, prefix: Sequence[str] = ()) -> None:
         self.log = directory / "guardian.log"
         self._address = f"etcdreplica-test-{uuid.uuid4().hex}"
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -159,7 +159,7 @@ class Host:
         self.dogs: list[Dog] = []
         relay = directory / "relay.py"
         relay.write_text(RELAY)
-        command = [sys.executable, "-m", "etcdreplica.guardian", sys.executable, "-S", str(relay), self._address]
+        command = [*prefix, sys.executable, "-m", "etcdreplica.guardian", sys.executable, "-S", str(relay), self._address]
         self.process: subprocess.Popen[bytes] = spawn_bound(command, log=self.log)
 
     def next_dog(self) -> Dog:
@@ -645,3 +645,41 @@ def test_orphans_of_a_killed_guardian_are_ended(host: Host, tmp_path: Path) -> N
     os.kill(host.process.pid, signal.SIGKILL)
     for pid in pids:
         wait_dead(pid)
+
+
+WITHOUT_CGROUPS = (
+    *("unshare", "--mount", "/bin/sh", "-c"),
+    "for at in $(grep -o '^cgroup2 [^ ]*' /proc/mounts | cut -d' ' -f2); do umount -l $at || exit 1; done; exec \"$@\"",
+    "sh",
+)
+
+
+@pytest.fixture
+def bare_host(tmp_path: Path) -> Iterator[Host]:
+    """A guardian that finds no cgroups of version 2."""
+    if subprocess.run([*WITHOUT_CGROUPS, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs root, to have no cgroups")
+    host = Host(tmp_path, WITHOUT_CGROUPS)
+    yield host
+    host.close()
+
+
+def test_orphans_that_carry_no_mark_are_ended(bare_host: Host, tmp_path: Path) -> None:
+    """As of a program that overwrites its environment (nginx): without cgroups its group tells. Also to the next undertaker."""
+    dog = bare_host.first_dog()
+    unmarked = ("/bin/sh", "-c", f"env -i /bin/sleep 600 & echo $! >> {tmp_path}/pids; wait")
+    dog.spawn("early", *unmarked)
+    undertaker = next(pid for pid in descendants(bare_host.process.pid) if os.getsid(pid) == pid and is_undertaker(pid))
+    os.kill(undertaker, signal.SIGKILL)
+    dog.spawn("late", *unmarked)
+    pids = noted(tmp_path / "pids", 2)
+    assert control_group(dog.name) is None
+    assert b"ETCDREPLICA" not in Path(f"/proc/{pids[0]}/environ").read_bytes()
+    os.kill(bare_host.process.pid, signal.SIGKILL)
+    for pid in pids:
+        wait_dead(pid)
+
+
+def is_undertaker(pid: int) -> bool:
+    """Whether a child of a guardian is a copy of it, and no program."""
+    return b"etcdreplica.guardian" in Path(f"/proc/{pid}/cmdline").read_bytes()

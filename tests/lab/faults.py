@@ -283,6 +283,15 @@ def stop_node(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     world.bring_back(choice.host)
 
 
+@nemesis("host drained and undrained")
+def drain_host(world: World, choice: Choice) -> Iterator[frozenset[str]]:
+    """What can go elsewhere does, and every end is a planned one."""
+    world.cluster.drain(choice.host)
+    yield NOBODY
+    last(choice.long)
+    world.cluster.undrain(choice.host)
+
+
 @nemesis("rolling upgrade")
 def upgrade(world: World, choice: Choice) -> Iterator[frozenset[str]]:
     """Every WatchDog is replaced, one after another."""

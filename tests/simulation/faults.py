@@ -453,7 +453,8 @@ def _change(ask: Ask) -> Callable[[Cluster, Fault], None]:
 
 
 def _scale(cluster: Cluster, fault: Fault) -> None:
-    degree = 1 + int(fault.how * min(3, len(cluster.hosts)))
+    least = 2 if cluster.registrations[fault.target].failsafe else 1
+    degree = max(least, 1 + int(fault.how * min(3, len(cluster.hosts))))
     scale(cluster, fault.target, degree, list(Style)[int(fault.how * 100) % len(Style)])
 
 

@@ -330,7 +330,7 @@ MUTATIONS = (
         "the loss of most hosts is believed at once",
         _no_brake,
         only=("cut off",),
-        first_seed=60,
+        first_seed=200,
     ),
     Mutation("same epoch", "a successor goes on with the epoch of the dead primary", _same_epoch, only=("kill primary",)),
     Mutation(

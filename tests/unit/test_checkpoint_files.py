@@ -248,7 +248,7 @@ def test_older_damage_loses_nothing(disk: Disk) -> None:
     old = disk.put(1, 1)
     disk.put(1, 2)
     disk.spoil(old)
-    disk.files.put_aside(old, "1 of 1 chunks are damaged")
+    assert disk.files.put_aside(old, "1 of 1 chunks are damaged")
     assert not disk.files.has_lost(APP)
     assert stamps(disk.files) == [(1, 2)]
 
@@ -275,7 +275,7 @@ def test_one_that_was_pushed_out_meanwhile_is_no_damage(disk: Disk) -> None:
     stored = disk.put(1, 1)
     disk.put(1, 2)
     assert "cannot be opened" in disk.files.damage(stored)
-    disk.files.put_aside(stored, "cannot be opened")
+    assert not disk.files.put_aside(stored, "cannot be opened")
     assert disk.told == []
     assert stamps(disk.files) == [(1, 2)]
 

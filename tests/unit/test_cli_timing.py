@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from etcdreplica.cli.daemons import _MANAGER_NAMES, _environment
+from etcdreplica.cli.daemons import _MANAGER, _environment
 from etcdreplica.cli.options import host_options, manager_options, node_settings
 from etcdreplica.core.timing import PRESETS, preset
 from etcdreplica.daemon.settings import NodeSettings
@@ -50,7 +50,7 @@ def test_timing(options: Options, words: list[str], environment: dict[str, str],
     settings = node_settings(**given)
     assert settings.timing == preset(name, ttl_s)
     assert settings.etcd.timeout_s == settings.timing.timeout_s
-    again = node_settings(**run([], _environment(given, _MANAGER_NAMES), manager_options))
+    again = node_settings(**run([], _environment(given, _MANAGER), manager_options))
     assert (again.timing, again.etcd) == (settings.timing, settings.etcd)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def server_of(holding: Holding) -> ExchangeServer:
     """Return the server of host-b."""
     context: Any = SimpleNamespace(host="host-b")
     found: Any = holding
-    return ExchangeServer(context, lambda _: found, Bandwidth(0, lambda: 0.0), PeerTls())
+    return ExchangeServer(context, lambda _: found, Bandwidth(0, lambda: 0.0), PeerTls(), Path)
 
 
 def offer(data: bytes = b"state", *, to: str = "host-b", epoch: int = 5, **changes: Any) -> Any:

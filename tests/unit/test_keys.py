@@ -36,6 +36,7 @@ from etcdreplica.model import (
     Seat,
     Server,
     Succession,
+    Vouchers,
 )
 from etcdreplica.store.keys import RECORDS, Corrupt, Key, Keyspace, Kind, decode, encode
 from etcdreplica.words import Failover, Keep, Role, Style
@@ -57,8 +58,10 @@ NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.DRAINS: ("a",),
     Kind.CHECKPOINTS: ("shop",),
     Kind.IN_SYNC: ("shop",),
+    Kind.VOUCHERS: ("shop",),
     Kind.ORIGIN: ("shop",),
     Kind.SERVERS: ("a",),
+    Kind.VOUCHERS: ("shop",),
 }
 LEAST: dict[Kind, Any] = {
     Kind.HOSTS: Host("10.0.0.1", 1),
@@ -75,8 +78,10 @@ LEAST: dict[Kind, Any] = {
     Kind.DRAINS: Drain("ann"),
     Kind.CHECKPOINTS: Checkpoint(5, 1, "", 0, ()),
     Kind.IN_SYNC: InSync(5, 7, ()),
+    Kind.VOUCHERS: Vouchers(5, 7, "a", 3, ()),
     Kind.ORIGIN: Origin("1f"),
     Kind.SERVERS: Server("10.0.0.1:7002", 1),
+    Kind.VOUCHERS: Vouchers(5, 7, "a", 1, ()),
 }
 FULL: dict[Kind, Any] = {
     Kind.HOSTS: Host("10.0.0.1", 1, {"zone": "x"}, 5, "0.1.0", 1e9, "10.0.0.1:7001"),
@@ -119,7 +124,7 @@ FULL: dict[Kind, Any] = {
         born=2**61,
         leaving=Leaving("switchover", "b", at_once=True),
     ),
-    Kind.PLACEMENTS: Placement(Role.PRIMARY, 5, 7, 1, "b", ("b", "c"), 4, True, Leaving("switchover", "b")),
+    Kind.PLACEMENTS: Placement(Role.PRIMARY, 5, 7, 1, "b", ("b", "c"), 4, True, Leaving("switchover", "b"), 3, "a"),
     Kind.SUCCESSIONS: Succession(6, 7, InSync(5, 7, (Member("a", 7), Member("b", 8))), 99),
     Kind.REPLICAS: Replica(7, 5, Role.PRIMARY, ReplicaState.RUNNING, 42, "tcp:1", "b", 1.0, 2.0, 3.0, 4.0, "10.0.0.1:7003"),
     Kind.FAILURES: FAILURE,
@@ -130,8 +135,10 @@ FULL: dict[Kind, Any] = {
     Kind.DRAINS: Drain("ann", "new disks", 1e9),
     Kind.CHECKPOINTS: Checkpoint(2**62, 2**62, "0a" * 16, 2**40, ("a", "b"), 1e9),
     Kind.IN_SYNC: InSync(2**62, 2**62, (Member("a", 2**62), Member("b", 8))),
+    Kind.VOUCHERS: Vouchers(2**62, 2**62, "a", 2**60, ("b", "c")),
     Kind.ORIGIN: Origin("1f", "1e", 2**60, "ann@a"),
     Kind.SERVERS: Server("10.0.0.1:7002", 1, "0.1.0", {"shop": "5-1: its header is damaged"}),
+    Kind.VOUCHERS: Vouchers(2**62, 2**62, "a", 2**62, ("b", "c")),
 }
 
 

@@ -115,7 +115,7 @@ def test_seats_begin_with_the_primary() -> None:
 def test_placement_is_what_a_host_must_know() -> None:
     """Only the primary's host is told whom to call."""
     assert ASSIGNMENT.placement(PRIMARY) == Placement(Role.PRIMARY, 5, 7, 1, "b", peers=("b", "c"))
-    assert ASSIGNMENT.placement(FIRST) == Placement(Role.BACKUP, 5, 8, 2, None, peers=("a", "c"))
+    assert ASSIGNMENT.placement(FIRST) == Placement(Role.BACKUP, 5, 8, 2, None, peers=("a", "c"), primary="a")
 
 
 def test_promoted_placement_has_the_next_epoch() -> None:

@@ -28,10 +28,10 @@ def _descriptor(code: str) -> str:
 def test_generated_service_has_the_methods() -> None:
     """The stubs serve what the messages' descriptor says."""
     (peer,) = peer_pb2.DESCRIPTOR.services_by_name.values()
-    assert {method.name for method in peer.methods} == {"Ping", "PingVia"}
+    assert {method.name for method in peer.methods} == {"Ping", "PingVia", "Vouch"}
     assert all(callable(getattr(peer_pb2_grpc.PeerServicer, method.name)) for method in peer.methods)
     (exchange,) = exchange_pb2.DESCRIPTOR.services_by_name.values()
-    assert {method.name for method in exchange.methods} == {"Offer", "Put", "Have", "Fetch", "Verify"}
+    assert {method.name for method in exchange.methods} == {"Offer", "Put", "Have", "Fetch", "Verify", "Log"}
     assert all(callable(getattr(exchange_pb2_grpc.ExchangeServicer, method.name)) for method in exchange.methods)
 
 

@@ -36,6 +36,7 @@ def main(replica: Replica) -> None:
         raise ValueError("no luck today")
     if options.body == "return":
         return
+    print(f"{replica.role} on {replica.host} since epoch {replica.epoch}", flush=True)
     replica.advertise(f"demo://{replica.host}")
     while not replica.wait(1.0) or options.body == "stubborn":
         replica.heartbeat()

@@ -13,7 +13,7 @@ from aetcd.rpc import rpc_pb2 as rpc
 
 from etcdreplica.errors import StoreDeniedError
 from etcdreplica.model import Leader
-from etcdreplica.store import Election, EtcdOptions, Put, Store
+from etcdreplica.store import Election, EtcdOptions, Lineage, Put, Store
 from etcdreplica.testing.etcd import EmbeddedEtcd
 from tests.integration.store.store_harness import (
     Connect,
@@ -172,11 +172,14 @@ async def test_many_calls_after_the_token_expired(etcd: EmbeddedEtcd, connect: C
 
 
 async def test_streams_after_the_token_expired(etcd: EmbeddedEtcd, connect: Connect) -> None:
-    """A follow and a lease whose connection breaks after the token expired get a new token and go on."""
+    """A follow and a lease whose connection breaks after the token expired get a new token and go on.
+
+    They first ask whether it is still the etcd of before, with the old token.
+    """
     direct = connect(**APP)
     async with Relay(etcd.port) as relay:
-        store = connect(endpoints=(relay.endpoint,), **APP)
-        async with aclosing(store.follow()) as batches:
+        options = EtcdOptions((relay.endpoint,), **APP)
+        async with Store(options, direct.keys.cluster, lineage=Lineage(None, 60)) as store, aclosing(store.follow()) as batches:
             await snapshot(batches)
             lease = await store.leases.grant(60)
             due = await write_hosts(direct, range(3))
