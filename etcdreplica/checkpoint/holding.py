@@ -285,6 +285,8 @@ class Holding:
             except (StoreError, StorageError) as error:
                 why = str(error)
             else:
+                if epoch:
+                    self.fence(epoch)  # else a primary that was replaced meanwhile would begin with what is old by now
                 if not why:
                     return found
             left = until - self._context.clock()
