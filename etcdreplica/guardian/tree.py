@@ -171,7 +171,9 @@ def end_all(guardian: str, known: Iterable[Tree] = ()) -> None:
     group = control_group(guardian)
     by_mark = Tree(guardian, 0, None)
     by_mark.group = None
-    wards = [Tree(f"{guardian}/{entry.name}", 0, None) for entry in os.scandir(group) if entry.is_dir()] if group else []
+    wards: list[Tree] = []
+    with contextlib.suppress(FileNotFoundError):  # its undertaker may have removed it by now
+        wards = [Tree(f"{guardian}/{entry.name}", 0, None) for entry in os.scandir(group) if entry.is_dir()] if group else []
     left = [*wards, *known, by_mark]
     while left := kill_all(left):
         time.sleep(0.002)

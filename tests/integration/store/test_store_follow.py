@@ -137,7 +137,9 @@ async def test_etcd_is_killed_and_started_again(etcd: EmbeddedEtcd, store: Store
 async def test_a_follow_begun_without_etcd(etcd: EmbeddedEtcd, store: Store) -> None:
     """A follow that begins while etcd is down waits for it."""
     revision = await write(store, Put(A, host(1)))
-    etcd.kill()
+    assert etcd.process is not None
+    etcd.process.terminate()  # not killed: etcd 3.5.0 to 3.5.2 may forget at SIGKILL what it has acknowledged
+    etcd.process.wait()
     async with aclosing(store.follow()) as batches:
         waiting = asyncio.create_task(snapshot(batches))
         with pytest.raises(Exception, match="does not answer"):

@@ -77,6 +77,9 @@ RECORDS: tuple[tuple[Kind, tuple[str, ...], Any], ...] = (
     (Kind.PAUSES, ("app", "app"), model.Pause("ann@desk", "work on the roof", 1e9)),
     (Kind.CHECKPOINTS, ("app",), model.Checkpoint(4, 9, "0a" * 16, 1 << 40, ("a", "b"), 1e9)),
     (Kind.IN_SYNC, ("app",), model.InSync(4, 9, (model.Member("a", 9), model.Member("b", 1 << 53)))),
+    (Kind.VOUCHERS, ("app",), model.Vouchers(4, 9, "a", 3, ("b", "c"))),
+    (Kind.REQUESTS, ("app",), model.Request(model.Ask.SWITCHOVER, "ann@desk", 9, "b", 1e9)),
+    (Kind.DRAINS, ("a",), model.Drain("ann@desk", "work on the roof", 1e9)),
     (Kind.ORIGIN, ("cluster",), model.Origin("1f", "1e", 1 << 53, "ann@a")),
     (Kind.SERVERS, ("a",), model.Server("10.0.0.1:7410", 7, "1.0", {"app": "4.9: its header is damaged"})),
 )
