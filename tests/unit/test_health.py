@@ -161,10 +161,11 @@ def test_a_slow_answer_is_bad() -> None:
 
 def test_a_call_that_does_not_return_is_seen() -> None:
     """`answered_at` stands still, and nothing is called a second time meanwhile; afterwards it goes on."""
-    entered, leave, again = threading.Event(), threading.Event(), threading.Event()
+    named, entered, leave, again = threading.Event(), threading.Event(), threading.Event(), threading.Event()
     calls: list[float] = []
 
     def function() -> None:
+        assert named.wait(PATIENCE_S)  # the first call may come before `check` has its value
         calls.append(check.answered_at)
         if len(calls) == 2:
             entered.set()
@@ -173,6 +174,7 @@ def test_a_call_that_does_not_return_is_seen() -> None:
             again.set()
 
     with checking(function) as (check, _):
+        named.set()
         assert entered.wait(PATIENCE_S)
         stuck_at = check.answered_at
         assert calls == [0.0, stuck_at]
