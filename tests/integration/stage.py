@@ -12,6 +12,7 @@ from pathlib import Path
 
 from etcdreplica.app.kernel import set_precedence
 from etcdreplica.clock import boottime
+from etcdreplica.core.view import ClusterView
 from etcdreplica.guardian.wards import URGENT_NICE
 from etcdreplica.model import Event
 from etcdreplica.testing import LocalCluster
@@ -86,6 +87,21 @@ class Stage:
         if spawned:
             self.cluster.kill_replica(self.app)
             self.cluster.wait_ready(self.app, after_epoch=epoch)
+
+    def wait_backed(self) -> None:
+        """Wait until etcd says who vouches for the present primary."""
+
+        def is_backed(view: ClusterView) -> bool:
+            app = view.apps[self.app]
+            assert app.assignment is not None
+            seats = app.assignment.seats
+            backups = tuple(seat.host for seat in seats[1:])
+            return app.vouchers is not None and (app.vouchers.incarnation, app.vouchers.hosts) == (
+                seats[0].incarnation,
+                backups,
+            )
+
+        self.cluster.wait_until(is_backed, "somebody to vouch")
 
     def leave(self) -> None:
         """Leave the cluster as it was: without the application, and with nodes that nothing has happened to."""

@@ -21,6 +21,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     with EmbeddedEtcd() as etcd, LocalCluster(2, etcd=etcd, lease_ttl_s=TTL_S) as cluster:
         stage = Stage(cluster, tmp_path)
         stage.start("--style", "warm", "--failsafe")
+        stage.wait_backed()
         yield stage
         stage.verdict()
 

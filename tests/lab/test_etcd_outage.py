@@ -124,6 +124,7 @@ def test_failsafe(world: World, tmp_path: Path) -> None:
     """With failsafe the same copy is primary throughout an outage that all leases end in, and a fail-over works afterwards."""
     stage = Stage(world.cluster, tmp_path)
     stage.start("--style", "warm", "--failsafe")
+    stage.wait_backed()
     epoch = stage.epoch
     try:
         world.etcd.kill(*MEMBERS[1:])
