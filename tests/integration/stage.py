@@ -94,7 +94,7 @@ class Stage:
         def is_backed(view: ClusterView) -> bool:
             app = view.apps[self.app]
             assert app.assignment is not None
-            seats = app.assignment.seats
+            vouchers, seats = app.vouchers, app.assignment.seats
             backups = tuple(seat.host for seat in seats[1:])
             return app.vouchers is not None and (app.vouchers.incarnation, app.vouchers.hosts) == (
                 seats[0].incarnation,
