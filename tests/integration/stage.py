@@ -96,10 +96,7 @@ class Stage:
             assert app.assignment is not None
             vouchers, seats = app.vouchers, app.assignment.seats
             backups = tuple(seat.host for seat in seats[1:])
-            return app.vouchers is not None and (app.vouchers.incarnation, app.vouchers.hosts) == (
-                seats[0].incarnation,
-                backups,
-            )
+            return vouchers is not None and (vouchers.incarnation, vouchers.hosts) == (seats[0].incarnation, backups)
 
         self.cluster.wait_until(is_backed, "somebody to vouch")
 
