@@ -8,25 +8,21 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from attrs import evolve
 
 from etcdreplica.core import planner
 from etcdreplica.core.failsafe import Promises
-from etcdreplica.core.timing import PRESETS, Timing
+from etcdreplica.core.timing import PRESETS
 from etcdreplica.daemon.failsafe import Failsafe
-from etcdreplica.model import Program, Registration
 from etcdreplica.store import Kind
-from etcdreplica.testing.simulated_loop import simulated_world
 from etcdreplica.words import Style
 from tests.simulation.application import Application
 from tests.simulation.cluster import Cluster
-from tests.simulation.faults import enrol, inject
-from tests.simulation.run import run, seeded
-from tests.simulation.scenario import STORM, Fault, scenario
+from tests.simulation.play import APP, Step, fault
+from tests.simulation.play import play as played
+from tests.simulation.run import run
+from tests.simulation.scenario import STORM, scenario
 
-APP = "shop"
 OUTAGE_S = 40.0
-Step = tuple[float, Callable[[Cluster], object]]
 
 
 def primaries(cluster: Cluster) -> Any:
@@ -40,27 +36,11 @@ def play(
     look: Callable[[Cluster], Any] = primaries,
     *,
     failsafe: bool = True,
-    timing: Timing | None = None,
+    preset: str = "safe",
     style: Style = Style.WARM,
 ) -> Any:
-    """Run three hosts with one application of two copies, its primary on host-a; return what is seen in the end."""
-    with seeded(1), simulated_world() as world:
-        cluster = Cluster(world, 1, 3, timing or PRESETS["safe"])
-        registration = Registration(APP, style, 2, Program((), "/"), max_restarts=0)
-        registration = cluster.register(evolve(registration, failsafe=failsafe))
-        cluster.witness.failsafe |= {APP} if failsafe else set()
-        world.at(2.0, enrol, cluster, registration)
-        for at, step in steps:
-            world.at(at, step, cluster)
-        world.run_until(until)
-        seen = look(cluster)
-        assert cluster.complaints + world.errors + world.unseen() == []
-        return seen
-
-
-def fault(kind: str, target: str = "", lasts: float = 0.0, how: float = 0.0) -> Callable[[Cluster], object]:
-    """Return what has a fault happen."""
-    return lambda cluster: inject(cluster, Fault(cluster.world.now, kind, target, lasts, how))
+    """Run it with failsafe; return what is seen in the end. Its primary is on host-a at first."""
+    return played(steps, until, look, PRESETS[preset], failsafe=failsafe, style=style)
 
 
 def cut_from_etcd(*hosts: str) -> Callable[[Cluster], object]:
@@ -86,9 +66,9 @@ def test_it_outlives_an_outage(preset: str, style: Style) -> None:
 
     down_s = 4 * PRESETS[preset].lease_ttl_s
     steps: list[Step] = [(9.0, note), (10.0, fault("etcd down", lasts=down_s))]
-    assert play(steps, 20.0 + 1.5 * down_s, same, timing=PRESETS[preset], style=style) == (True, [("host-a", 1)])
+    assert play(steps, 20.0 + 1.5 * down_s, same, preset=preset, style=style) == (True, [("host-a", 1)])
     assert len(before) == (1 if style is Style.COLD else 2)
-    assert play(steps, 9.0 + down_s, failsafe=False, timing=PRESETS[preset], style=style) == []
+    assert play(steps, 9.0 + down_s, failsafe=False, preset=preset, style=style) == []
 
 
 def test_one_silent_backup_is_enough_to_end_it() -> None:

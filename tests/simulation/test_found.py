@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -18,44 +17,16 @@ from etcdreplica.model import Assignment, Program, Registration, ReplicaState
 from etcdreplica.store import Kind, Txn
 from etcdreplica.store.channel import EtcdChannel, _refused
 from etcdreplica.store.origin import OriginCheck
-from etcdreplica.testing.simulated_loop import simulated_world
 from etcdreplica.words import Failover, Style
 from tests.simulation.application import Application
 from tests.simulation.cluster import CLUSTER, ENDPOINTS, Cluster
-from tests.simulation.faults import enrol, inject, remove
+from tests.simulation.faults import remove
 from tests.simulation.machine import End
-from tests.simulation.run import run, seeded
+from tests.simulation.play import APP, Step, fault, play
+from tests.simulation.run import run
 from tests.simulation.scenario import App, Fault, Scenario
 
-Step = tuple[float, Callable[[Cluster], object]]
-APP = "shop"
 _HOSTS = f"/etcdreplica/{CLUSTER}/hosts/".encode()
-
-
-def play(
-    steps: Sequence[Step], until: float, look: Callable[[Cluster], object], timing: Timing | None = None, **registration: object
-) -> object:
-    """Run three hosts with one warm application of two copies, and return what is seen in the end."""
-    with seeded(1), simulated_world() as world:
-        return _play(Cluster(world, 1, 3, timing or Timing()), steps, until, look, registration)
-
-
-def _play(cluster: Cluster, steps: Sequence[Step], until: float, look: Callable[[Cluster], object], more: object) -> object:
-    assert isinstance(more, dict)
-    world = cluster.world
-    registration = cluster.register(Registration(APP, Style.WARM, 2, Program((), "/"), max_restarts=0, **more))
-    world.at(2.0, enrol, cluster, registration)
-    for at, step in steps:
-        world.at(at, step, cluster)
-    world.run_until(until)
-    seen = look(cluster)
-    assert cluster.complaints + world.errors + world.unseen() == []
-    return seen
-
-
-def fault(kind: str, target: str = "", lasts: float = 0.0, how: float = 0.0) -> Callable[[Cluster], object]:
-    """Return what has a fault happen."""
-    return lambda cluster: inject(cluster, Fault(cluster.world.now, kind, target, lasts, how))
 
 
 def primary(cluster: Cluster) -> Application:
