@@ -64,7 +64,7 @@ ELSEWHERE = {  # the files of the tests that run them
     r"etcdreplica checkpoints import other counter.checkpoint --force": "integration/test_cli_checkpoints_import.py",
 }
 NOT_RUN = {
-    r"make (test|lint)": "it runs this, or before this",
+    r"make (test|lint|integration)": "it runs this, or before this",
     r"make matrix": "it is the unit tests again, once for each Python",
     r"etcdreplica bench .*|python tests/benchmarks/\w+\.py": "measures for minutes; `make bench`",
     r"etcdreplica node --etcd 10\..*": "binds an address of a host that is not there",
